@@ -1,0 +1,1 @@
+"""Jobs: parse, make a frozen config, call, show."""

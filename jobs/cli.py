@@ -1,0 +1,215 @@
+"""sif-batch: the command line. Each command parses, makes frozen settings, calls and shows."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+from pydantic import ValidationError
+from rich.console import Console
+
+import sif_batch
+from jobs import show
+from jobs.progress import Reporter
+from sif_batch.child import close_shared_child
+from sif_batch.config import GateSettings, SifBatchError
+
+EXIT = {"published": 0, "unchanged": 0, "held": 0, "error": 1, "refused": 3}
+EXIT_DAMAGED = 5
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(sif_batch.__version__, prog_name="sif-batch")
+def cli() -> None:
+    """Images in, a published similarity index out, every night.
+
+    Exit codes: 0 done, 1 error, 2 wrong usage, 3 the gate refused, 5 damage found, 130/143 interrupted.
+    """
+
+
+@cli.command()
+@click.argument("places", nargs=-1, required=True, metavar="[[NAME=]SOURCE]... ROOT [-- BEAM OPTIONS]")
+@click.option("--encoder", help="The network to embed with; ROOT records it. Default: efficientnet_lite0.")
+@click.option("--family", type=click.Choice(["auto", "flat", "ivf-pq"]), help="Kind of index; auto is exact (flat) below about 10,000 images. ROOT records it.")  # fmt: skip
+@click.option("--include", multiple=True, metavar="GLOB", help="Take files in whose path in the source matches, whatever their extension.")  # fmt: skip
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave files out whose path in the source matches.")
+@click.option("--workers", type=click.IntRange(min=1), help="Threads that decode and embed. Default: the cores this process may use.")  # fmt: skip
+@click.option("--shard-images", type=click.IntRange(1, 65_535), help="Images in one unit of work. Default: 1000.")
+@click.option("--max-attempts", type=click.IntRange(1, 100), help="Nights that a passing failure is tried again. Default: 3.")  # fmt: skip
+@click.option("--max-failures", type=click.FloatRange(0, 1), help="Share of failed images that the gate lets pass. Default: 0.05.")  # fmt: skip
+@click.option("--no-gate", is_flag=True, help="Publish whatever the gate says; history records it.")
+@json_option
+@click.pass_context
+def run(context: click.Context, places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: float | None, **options: Any) -> None:  # fmt: skip
+    """The nightly job: list the SOURCEs, embed what is new, index, measure, publish in ROOT.
+
+    A SOURCE is a directory or glob of image files, a path or an fsspec URL. Without SOURCE, those that ROOT
+    records. Options of Beam may follow after --.
+    """
+    from jobs.run import run as run_night
+    from jobs.settings import RunSettings
+
+    places, beam = split_beam_options(places)
+    gate = GateSettings(enabled=not no_gate, **({} if max_failures is None else {"max_failures": max_failures}))
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = RunSettings(sources=places[:-1], root=places[-1], gate=gate, beam=beam, **given)
+    reporter = Reporter(quiet=False)
+    if "--runner=DirectRunner" in beam:
+        reporter.say("DirectRunner is run as FnApiRunner")
+    result = run_night(settings, reporter)
+    if as_json:
+        print_json(result)
+    else:
+        show.show_run(stdout(), result)
+    context.exit(EXIT[result["outcome"]])
+
+
+@cli.command()
+@click.argument("place", metavar="ROOT|RELEASE")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits for each image.")
+@json_option
+def search(place: str, images: tuple[str, ...], k: int, as_json: bool) -> None:
+    """The images most similar to each IMAGE (a path or fsspec URL)."""
+    from jobs import search as reader
+
+    release, found = reader.search(place, images, k)
+    if as_json:
+        print_json(reader.search_json(release, found))
+        return
+    for query, hits in found:
+        show.show_hits(stdout(), query, hits)
+
+
+@cli.command()
+@click.argument("root")
+@click.option("--failures", is_flag=True, help="List the images that failed, with the reason for each.")
+@json_option
+def status(root: str, failures: bool, as_json: bool) -> None:
+    """What ROOT holds and what its last run did."""
+    from jobs import search as reader
+
+    if failures:
+        found = reader.failures(root)
+        print_json({"failures": found}) if as_json else show.show_failures(stdout(), found)
+    else:
+        report = reader.status(root)
+        print_json(report) if as_json else show.show_status(stdout(), report)
+
+
+@cli.command()
+@click.argument("place", metavar="ROOT|RELEASE")
+@json_option
+@click.pass_context
+def verify(context: click.Context, place: str, as_json: bool) -> None:
+    """Compare every file with its checksum: of a release, or of all that ROOT holds. Exit 5 if one is damaged."""
+    from jobs import search as reader
+
+    report = reader.verify(place)
+    print_json(report) if as_json else show.show_damage(stdout(), report)
+    context.exit(0 if report["ok"] else EXIT_DAMAGED)
+
+
+@cli.command()
+@click.argument("root")
+@json_option
+def releases(root: str, as_json: bool) -> None:
+    """The releases of ROOT, oldest first."""
+    from jobs import search as reader
+
+    found = reader.releases(root)
+    print_json({"releases": found}) if as_json else show.show_releases(stdout(), found)
+
+
+@cli.command()
+@click.argument("place", metavar="ROOT|RELEASE")
+@click.option("--labels", required=True, help="What makes images relevant to each other: folder (its last component), or a column.")  # fmt: skip
+@click.option("--max-queries", type=click.IntRange(min=1), default=10_000, show_default=True, help="Ask with so many images at most, a uniform sample.")  # fmt: skip
+@json_option
+def evaluate(place: str, labels: str, max_queries: int, as_json: bool) -> None:
+    """Precision, recall, F1 at k, mAP, R-precision and MRR, each image asked with and itself left out.
+
+    For a ROOT, beside exact search in float32 with the same vectors.
+    """
+    from jobs import search as reader
+
+    report = reader.evaluate(place, labels, max_queries)
+    print_json(report) if as_json else show.show_evaluation(stdout(), report)
+
+
+def split_beam_options(places: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """click takes `--` away: what begins with -- behind the places is Beam's."""
+    first = next((i for i, place in enumerate(places) if place.startswith("--")), len(places))
+    if first == 0:
+        raise click.UsageError("ROOT is missing")
+    return places[:first], places[first:]
+
+
+def stdout() -> Console:
+    """The terminal, or a file or pipe at a width that cuts no key."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200, soft_wrap=False)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def fail(error: BaseException, as_json: bool) -> int:
+    """One clear line on stderr, with --json one object on stdout too. Returns the exit code."""
+    remedy = getattr(error, "remedy", "")
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        message = f"{place}{error.strerror or error}"
+        remedy = "see to that place; the same command goes on where this one stopped"
+    else:
+        message = str(error)
+    message = " ".join(message.split())
+    click.echo(f"sif-batch: {message}" + (f"; {remedy}" if remedy else ""), err=True)
+    if as_json:
+        print_json({"outcome": "error", "error": message, "remedy": remedy})
+    return 1
+
+
+def interrupted(number: int, frame: object) -> None:
+    """Stop at once: all that stands is whole, and what was in work is not there."""
+    close_shared_child()
+    click.echo("sif-batch: interrupted; the same command goes on where this one stopped", err=True)
+    os._exit(128 + number)
+
+
+def guarded(command: Callable[[], Any], as_json: bool) -> int:
+    """Run a command and turn what it raises into a line and an exit code."""
+    try:
+        return command() or 0
+    except click.ClickException as error:
+        error.show()
+        if as_json:
+            print_json({"outcome": "error", "error": error.format_message(), "remedy": "sif-batch --help"})
+        return error.exit_code
+    except click.exceptions.Abort:
+        return 130
+    except ValidationError as error:
+        return fail(SifBatchError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())), as_json)
+    except (SifBatchError, OSError) as error:
+        return fail(error, as_json)
+    except Exception as error:
+        traceback.print_exc()
+        return fail(RuntimeError(f"a defect of sif-batch: {type(error).__name__}: {error}"), as_json)
+    finally:
+        close_shared_child()
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupted)
+    sys.exit(guarded(lambda: cli(standalone_mode=False), "--json" in sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

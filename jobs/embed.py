@@ -1,0 +1,126 @@
+"""The first half of a run: finish what a dead run left, then embed what is new."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.progress import Reporter
+from jobs.settings import RunSettings
+from sif_batch.catalog import (
+    ENTRY,
+    Catalog,
+    Standing,
+    failures_by_kind,
+    load_catalog,
+    spans_to_do,
+    stale_rows,
+    standing_rows,
+)
+from sif_batch.child import shared_child
+from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.shards import finish_plan, make_plan, open_plans, plan_shards, save_plan
+from sif_batch.sources import Listing
+from sif_batch.sources.listing import listing_names
+from sif_batch.storage import Store
+
+
+@dataclass
+class Embedded:
+    """The collection after embedding. live: (entries,) catalog row of each entry, -1 for none; counts: the ledger."""
+
+    catalog: Catalog
+    standing: Standing
+    live: np.ndarray
+    counts: dict[str, Any]
+    thread_s: dict[str, float] = field(default_factory=dict)
+
+
+def embed_collection(
+    store: Store, record: RootRecord, listing: Listing, listing_name: str, settings: RunSettings, reporter: Reporter
+) -> Embedded:
+    """Bring the parts up to the listing: an unfinished plan first, under its own names, then the rest."""
+    entries = listing.entries
+    catalog = load_catalog(store, record.encoder)
+    before = set(catalog.parts)
+    standing = standing_rows(entries, catalog, settings.max_attempts)
+    counters: dict[str, int] = {}
+    for name in open_plans(store, record.encoder):
+        plan = plan_shards(store, name)
+        _run_shards(store, name, unfinished_part(plan, catalog, entries.filter(pa.array(standing.todo))), settings, reporter, counters)
+        finish_plan(store, name)
+        catalog = load_catalog(store, record.encoder)
+        standing = standing_rows(entries, catalog, settings.max_attempts)
+    todo = spans_to_do(entries, standing)
+    if len(todo):
+        plan = make_plan(record.encoder, todo, settings.shard_images)
+        name = save_plan(store, record.encoder, plan, record.sources)
+        _run_shards(store, name, plan, settings, reporter, counters)
+        finish_plan(store, name)
+        catalog = load_catalog(store, record.encoder)
+        standing = standing_rows(entries, catalog, settings.max_attempts)
+    stale = stale_rows(entries, standing, catalog, _older_listings(store, listing_name))
+    live = np.where(standing.good, standing.row, stale)
+    counts = count(standing, stale, catalog, before) | {"ignored": sum(listing.ignored.values())}
+    thread_s = {k.removesuffix("_ms"): v / 1000 for k, v in counters.items() if k.endswith("_ms")}
+    return Embedded(catalog, standing, live, counts, thread_s)
+
+
+def unfinished_part(plan: pa.Table, catalog: Catalog, todo: pa.Table) -> pa.Table:
+    """The shards of an interrupted plan that have no part yet and hold an entry that is still wanted."""
+    missing = plan.filter(pc.invert(pc.is_in(plan["part"], pa.array(catalog.parts, pa.string()))))
+    wanted = missing.join(todo.select(ENTRY), ENTRY, join_type="left semi")["shard"].unique()
+    return missing.filter(pc.is_in(missing["shard"], wanted))
+
+
+def count(standing: Standing, stale: np.ndarray, catalog: Catalog, before: set[str]) -> dict[str, Any]:
+    """The ledger of the listing. Raises SifBatchError if it does not reconcile."""
+    missing = int((standing.row < 0).sum())
+    if missing:
+        raise SifBatchError(
+            f"{missing} of {len(standing.row)} listed images have no row: the ledger does not reconcile",
+            remedy="run the same command again, and report this with the run's run.json",
+        )
+    is_new = np.array([part not in before for part in catalog.parts], bool)
+    new = is_new[catalog.rows["part"].to_numpy()[standing.row]]
+    good = standing.good
+    counts: dict[str, Any] = {
+        "listed": len(standing.row),
+        "unchanged": int((good & ~new).sum()),
+        "embedded": int((good & new).sum()),
+        "reused": 0,
+        "failed": int((~good & new).sum()),
+        "failed_before": int((~good & ~new).sum()),
+        "failed_by_kind": failures_by_kind(catalog, standing.row[~good]),
+        "stale": int((stale >= 0).sum()),
+    }
+    counts["in_index"] = counts["unchanged"] + counts["embedded"] + counts["reused"] + counts["stale"]
+    return counts
+
+
+def _run_shards(
+    store: Store, name: str, plan: pa.Table, settings: RunSettings, reporter: Reporter, counters: dict[str, int]
+) -> None:
+    if not len(plan):
+        return
+    shared_child().start()  # it imports and loads while this process imports Beam
+    from pipelines import embed
+    from pipelines.runner import run_pipeline
+
+    shards = plan["shard"].unique().to_pylist()
+    with reporter.stage("embedding", len(plan), "images") as update:
+        embed.on_progress = update
+        transform = embed.EmbedShards(store.url, name, shards, settings.workers)
+        for key, value in run_pipeline(transform, settings.beam).items():
+            counters[key] = counters.get(key, 0) + value
+
+
+def _older_listings(store: Store, current: str) -> Iterator[pa.Table]:
+    names = listing_names(store)
+    for name in names[names.index(current) + 1 :]:
+        yield Listing.load(store, name).entries
+
+

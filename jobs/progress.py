@@ -1,0 +1,83 @@
+"""Progress on stderr: a live bar on a terminal, plain lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_EVERY_S = 5.0
+WINDOW_S = 30.0
+
+
+class Update(Protocol):
+    def __call__(self, done: int, failed: int = 0) -> None: ...
+
+
+class Reporter:
+    """Says what runs and how far it is; `quiet` says nothing."""
+
+    def __init__(self, quiet: bool = False):
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.live = sys.stderr.isatty() and not quiet
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Update]:
+        """Progress of one stage: the update takes what was done, and what failed of it, since the last call."""
+        with self._bar(name, total, unit) if self.live else self._lines(name, total, unit) as update:
+            yield update
+
+    @contextlib.contextmanager
+    def _bar(self, name: str, total: int, unit: str) -> Iterator[Update]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit + " {task.fields[rate]:.1f}/s, {task.fields[failed]} failed"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True, speed_estimate_period=WINDOW_S) as bar:
+            task = bar.add_task(name, total=total, failed=0, rate=0.0)
+            failures = 0
+
+            def update(done: int, failed: int = 0) -> None:
+                nonlocal failures
+                failures += failed
+                bar.update(task, advance=done, failed=failures, rate=bar.tasks[task].speed or 0.0)
+
+            yield update
+
+    @contextlib.contextmanager
+    def _lines(self, name: str, total: int, unit: str) -> Iterator[Update]:
+        started = said = time.monotonic()
+        finished = failures = 0
+
+        def update(done: int, failed: int = 0) -> None:
+            nonlocal finished, failures, said
+            finished, failures = finished + done, failures + failed
+            now = time.monotonic()
+            if now - said >= PLAIN_EVERY_S or (finished == total and done):
+                said = now
+                rate = finished / max(now - started, 1e-9)
+                left = (total - finished) / rate if rate > 0 else 0
+                self.say(
+                    f"{name}: {finished} / {total} {unit}, {rate:.1f}/s, {failures} failed, ETA {format_seconds(left)}"
+                )
+
+        yield update
+
+
+def format_seconds(seconds: float) -> str:
+    """12 s, 3 min 5 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

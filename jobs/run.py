@@ -1,0 +1,126 @@
+"""The nightly job: list, embed what is new, index, gate, publish."""
+
+import os
+import platform
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sif_batch
+from jobs.embed import Embedded, embed_collection
+from jobs.index import index_collection
+from jobs.progress import Reporter
+from jobs.settings import RunSettings, decide_record, usable_cores
+from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.encoders import install_encoder
+from sif_batch.kernels import cpu_flags, instruction_set
+from sif_batch.release import read_top
+from sif_batch.sources import list_sources
+from sif_batch.storage import Store
+
+
+def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
+    """Run the whole night and return what `--json` prints. Raises SifBatchError; whatever stands is never harmed."""
+    from pipelines.runner import check_options
+
+    settings = settings.model_copy(update={"beam": tuple(check_options(settings.beam))})
+    seconds: dict[str, float] = {}
+    store = Store(settings.root)
+    record, spec = decide_record(store, settings)
+    store.check_writable()
+    with timed(seconds, "list"):
+        for source in record.sources:
+            reporter.say(f"listing {source.url}")
+        listing = list_sources(record.sources, lambda found: reporter.say(f"listing: {found} found"))
+    # Nothing was written before this line.
+    store.sweep("", "listings", "plans", "catalog", "releases", "history", f"parts/{record.encoder}")
+    install_encoder(store, spec)
+    store.replace("root.json", record.canonical())
+    listing_name = listing.save(store)
+    parent = read_top(store)
+    result: dict[str, Any] = {"outcome": "error", "release": None}
+    try:
+        with timed(seconds, "embed"):
+            embedded = embed_collection(store, record, listing, listing_name, settings, reporter)
+        counts = embedded.counts
+        result |= counts
+        if not counts["in_index"]:
+            kinds = ", ".join(f"{n} {kind}" for kind, n in counts["failed_by_kind"].items())
+            raise SifBatchError(
+                f"none of the {counts['listed']} images can be used: {kinds}",
+                remedy=f"sif-batch status {settings.root} --failures says why for each",
+            )
+        with timed(seconds, "index"):
+            indexed = index_collection(store, record, listing, embedded, settings, reporter)
+        manifest = indexed.manifest
+        result |= {
+            "outcome": indexed.outcome,
+            "deleted": indexed.deleted,
+            "release": indexed.release,
+            "root": store.url,
+            "gate": {
+                "passed": not indexed.reasons,
+                "enabled": settings.gate.enabled,
+                "reasons": indexed.reasons,
+                "recall_at_10": manifest["recall"]["at_10"],
+                "queries": manifest["recall"]["queries"],
+                "failed_share": round(manifest["failed"] / manifest["listed"], 6),
+            },
+            "index": {
+                "family": manifest["quantizer"]["family"],
+                "quantizer": manifest["quantizer"]["id"],
+                "codes_scanned": manifest["codes_scanned"],
+                "query_ms": indexed.query_ms and round(indexed.query_ms, 3),
+            },
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "bottleneck": bottleneck(embedded),
+        }
+        return result
+    finally:
+        write_run(store, settings, listing_name, parent, result)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+def bottleneck(embedded: Embedded) -> str | None:
+    """Which stage of embedding took most of the threads' time; None where nothing was embedded."""
+    total = sum(embedded.thread_s.values())
+    if not total:
+        return None
+    stage, spent = max(embedded.thread_s.items(), key=lambda item: item[1])
+    return f"{stage}: {spent / total:.0%} of embedding's thread time"
+
+
+def write_run(
+    store: Store, settings: RunSettings, listing: str, parent: dict[str, Any] | None, result: dict[str, Any]
+) -> None:
+    """runs/<id>/run.json: what this run was asked, where it ran and what came of it."""
+    name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}"
+    document = {
+        "id": name,
+        "settings": settings.model_dump(mode="json"),
+        "version": sif_batch.__version__,
+        "listing": listing,
+        "parent": parent["release"] if parent else None,
+        "machine": {
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "cores": usable_cores(),
+            "isa": instruction_set(),
+            "vnni": "avx512_vnni" in cpu_flags(),
+            "pid": os.getpid(),
+        },
+        "result": result,
+    }
+    store.create(f"runs/{name}/run.json", canonical_json(document))
+
+

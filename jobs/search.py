@@ -1,0 +1,179 @@
+"""The jobs of a reader: search, status, verify, releases, evaluate. They write nothing and need no Beam."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.settings import open_root
+from sif_batch.catalog import CATALOG_SCHEMA, Catalog, failures_by_kind, load_catalog, standing_rows
+from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.evaluation import MAX_QUERIES, choose_queries, evaluate_exact, evaluate_release, labels_of
+from sif_batch.parts import part_path
+from sif_batch.query import Hit, Index
+from sif_batch.quantizer import read_rows
+from sif_batch.release import MANIFEST, find_damage, read_history, read_manifest, read_top
+from sif_batch.shards import open_plans
+from sif_batch.sources import LISTING_SCHEMA, Listing
+from sif_batch.sources.listing import listing_names
+from sif_batch.storage import Store
+
+
+def search(place: str, images: Sequence[str], k: int) -> tuple[str, list[tuple[str, list[Hit]]]]:
+    """The release's id, and for each image its hits."""
+    index = Index.open(place)
+    return index.release, list(zip(images, index.search(images=images, k=k), strict=True))
+
+
+def search_json(release: str, found: Sequence[tuple[str, list[Hit]]]) -> dict[str, Any]:
+    queries = [{"query": query, "hits": [asdict(hit) for hit in hits]} for query, hits in found]
+    return {"release": release, "queries": queries}
+
+
+def status(root: str) -> dict[str, Any]:
+    """What ROOT holds: its record, the newest listing's ledger, the current release and the last run."""
+    store, record = open_root(root)
+    entries, catalog = _collection(store, record)
+    standing = standing_rows(entries, catalog)
+    failed = standing.row[(standing.row >= 0) & ~standing.good]
+    return {
+        "root": store.url,
+        "sources": [source.model_dump(mode="json") for source in record.sources],
+        "encoder": record.encoder,
+        "listed": len(entries),
+        "good": int(standing.good.sum()),
+        "failed": len(failed),
+        "failed_by_kind": failures_by_kind(catalog, failed),
+        "to_do": int(standing.todo.sum()),
+        "open_plans": len(open_plans(store, record.encoder)),
+        "release": read_top(store),
+        "last_run": _last_run(store),
+    }
+
+
+def failures(root: str) -> list[dict[str, Any]]:
+    """The images of the newest listing that failed: key, kind, attempt, error."""
+    store, record = open_root(root)
+    entries, catalog = _collection(store, record)
+    standing = standing_rows(entries, catalog)
+    failed = standing.row[(standing.row >= 0) & ~standing.good]
+    rows = catalog.rows.select(["key", "error_kind", "attempt", "error"]).take(pa.array(failed))
+    return rows.rename_columns(["key", "kind", "attempt", "error"]).to_pylist()  # type: ignore[no-any-return]
+
+
+def _collection(store: Store, record: RootRecord) -> tuple[pa.Table, Catalog]:
+    names = listing_names(store)
+    entries = Listing.load(store, names[0]).entries if names else LISTING_SCHEMA.empty_table()
+    if not store.sizes(f"parts/{record.encoder}"):
+        return entries, Catalog([], [], CATALOG_SCHEMA.empty_table())
+    return entries, load_catalog(store, record.encoder, keep=False)
+
+
+def _last_run(store: Store) -> dict[str, Any] | None:
+    for name in reversed(store.sizes("runs")):
+        try:
+            result = json.loads(store.read(f"runs/{name}/run.json"))["result"]
+        except (OSError, ValueError, KeyError):
+            continue
+        return {"id": name, "outcome": result["outcome"], "release": result["release"]}
+    return None
+
+
+def releases(root: str) -> list[dict[str, Any]]:
+    """Every publishing in history, oldest first; `current` is the newest."""
+    store, _ = open_root(root)
+    history = read_history(store)
+    found = []
+    for entry in history:
+        folder = f"releases/{entry['release']}"
+        gone = not store.exists(f"{folder}/{MANIFEST}")
+        manifest: dict[str, Any] = {} if gone else read_manifest(store, folder)
+        found.append(
+            {
+                "n": entry["n"],
+                "id": entry["release"],
+                "time": entry["time"],
+                "rows": manifest.get("rows", 0),
+                "recall_at_10": manifest.get("recall", {}).get("at_10"),
+                "bytes": sum(file["size"] for file in manifest.get("files", {}).values()),
+                "current": entry is history[-1],
+            }
+        )
+    return found
+
+
+def verify(place: str) -> dict[str, Any]:
+    """Every damaged file of a release; of a ROOT, those of all its releases, encoders and parts."""
+    store = Store(place)
+    if store.exists(MANIFEST) or not store.exists("root.json"):
+        if not store.exists():
+            raise SifBatchError(f"{store.url} does not exist", remedy="give a ROOT or a release")
+        return _report(find_damage(store), _files(store, ""))
+    store, record = open_root(place)
+    published = sorted({entry["release"] for entry in read_history(store)} | set(store.sizes("releases")))
+    damaged, files = [], 0
+    for release in published:
+        damaged += find_damage(store, f"releases/{release}")
+        files += _files(store, f"releases/{release}")
+    names = [n.removesuffix(".parquet") for n in store.sizes(f"parts/{record.encoder}") if n.endswith(".parquet")]
+    damaged += [found for name in names if (found := _damaged_part(store, record.encoder, name))]
+    return _report(damaged, files + len(names))
+
+
+def _report(damaged: list[dict[str, str]], files: int) -> dict[str, Any]:
+    return {"ok": not damaged, "damaged": damaged, "files": files}
+
+
+def _files(store: Store, folder: str) -> int:
+    try:
+        return 1 + len(read_manifest(store, folder)["files"])
+    except (SifBatchError, KeyError):
+        return 1
+
+
+def _damaged_part(store: Store, encoder: str, part: str) -> dict[str, str] | None:
+    """Read the part whole: its pages carry checksums."""
+    path = part_path(encoder, part)
+    try:
+        with store.open(path) as file:
+            pq.ParquetFile(file, page_checksum_verification=True).read()
+    except (OSError, pa.ArrowInvalid) as error:
+        return {"file": path, "reason": f"cannot be read ({str(error).splitlines()[0]})"}
+    return None
+
+
+def evaluate(place: str, labels: str, max_queries: int = MAX_QUERIES) -> dict[str, Any]:
+    """Leave-one-out figures of a release by labels, for a ROOT beside exact search with the vectors of its parts."""
+    index = Index.open(place)
+    values = labels_of(index, labels)
+    queries = choose_queries(values, max_queries)
+    report = {"release": index.release, "labels": labels, "n_queries": len(queries)}
+    report |= evaluate_release(index, values, queries)
+    store = Store(place)
+    report["exact"] = None
+    if store.exists("root.json"):
+        report["exact"] = evaluate_exact(_exact_vectors(store, index), values, queries)
+    return report
+
+
+def _exact_vectors(store: Store, index: Index) -> np.ndarray:
+    """The embeddings that the release was made of, (n, d) float16, in order of its rows."""
+    catalog = load_catalog(store, index.manifest["quantizer"]["encoder"], keep=False)
+    good = catalog.rows.filter(catalog.rows["error_kind"].is_null())
+    numbered = good.select(["key", "sha256", "part", "row"])
+    numbered = numbered.set_column(0, "key", numbered["key"].cast(pa.large_string()))
+    rows = pa.table(
+        {"key": index.column("key"), "sha256": index.column("sha256"), "place": np.arange(len(index))}
+    )
+    joined = rows.join(numbered, ["key", "sha256"], join_type="inner").sort_by("place")
+    _, first = np.unique(joined["place"].to_numpy(), return_index=True)
+    if len(first) != len(index):
+        raise SifBatchError(
+            "the parts of some images of this release are gone", remedy="evaluate the release folder alone"
+        )
+    live = joined.take(pa.array(first))
+    return read_rows(store, index.manifest["quantizer"]["encoder"], catalog.parts, live, np.arange(len(live)))

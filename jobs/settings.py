@@ -1,0 +1,108 @@
+"""What a run was asked to do: parsed and validated once, frozen, and stored in run.json."""
+
+import json
+import os
+from collections.abc import Sequence
+
+from pydantic import Field, ValidationError
+
+from sif_batch.catalog import MAX_ATTEMPTS
+from sif_batch.config import LAYOUT, Family, Frozen, GateSettings, IndexSettings, RootRecord, SifBatchError, Source
+from sif_batch.encoders.spec import DEFAULT, EncoderSpec, built_in_spec, read_spec
+from sif_batch.shards import MAX_SHARD_IMAGES, SHARD_IMAGES
+from sif_batch.sources import parse_sources
+from sif_batch.sources.files import base_of
+from sif_batch.storage import Store, is_local, open_filesystem
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class RunSettings(Frozen):
+    """The settings of `sif-batch run`. None: as ROOT records, else the default."""
+
+    sources: tuple[str, ...]
+    root: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    encoder: str | None = None
+    family: Family | None = None
+    workers: int = Field(default_factory=usable_cores, ge=1)
+    shard_images: int = Field(SHARD_IMAGES, ge=1, le=MAX_SHARD_IMAGES)
+    max_attempts: int = Field(MAX_ATTEMPTS, ge=1, le=100)
+    gate: GateSettings = GateSettings()
+    beam: tuple[str, ...] = ()
+
+
+def read_record(store: Store) -> RootRecord | None:
+    """root.json, None where ROOT is new. A newer layout and a damaged record raise SifBatchError."""
+    try:
+        data = json.loads(store.read("root.json"))
+        layout = data["layout"]
+        if layout > LAYOUT:
+            raise SifBatchError(
+                f"{store.url} has layout {layout}, this version knows {LAYOUT}",
+                remedy="upgrade sif-batch; nothing was changed",
+            )
+        return RootRecord.model_validate(data)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError as error:
+        raise SifBatchError(f"{store.url}: {error.strerror}", remedy="give a ROOT that is a folder") from error
+    except (ValidationError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise SifBatchError(f"{store.path('root.json')} is damaged ({error})", remedy="restore it from a backup") from error
+
+
+def open_root(url: str) -> tuple[Store, RootRecord]:
+    """A ROOT that stands. Raises SifBatchError where there is none."""
+    store = Store(url)
+    record = read_record(store)
+    if record is None:
+        raise SifBatchError(
+            f"{store.url} is not a ROOT: it holds no root.json", remedy=f"sif-batch run SOURCE {url} makes one"
+        )
+    return store, record
+
+
+def decide_record(store: Store, settings: RunSettings) -> tuple[RootRecord, EncoderSpec]:
+    """What ROOT will record: its own choices, with what was asked for put in their place. Writes nothing."""
+    old = read_record(store)
+    if old is None and not settings.sources:
+        raise SifBatchError(
+            f"{store.url} is not a ROOT (it holds no root.json), and no SOURCE was given",
+            remedy=f"give both: sif-batch run {settings.root} ROOT",
+        )
+    given = parse_sources(settings.sources, settings.include, settings.exclude)
+    merged = {source.name: source for source in (*(old.sources if old else ()), *given)}
+    check_apart(store, list(merged.values()))
+    spec = choose_encoder(store, old, settings.encoder)
+    index = old.index if old else IndexSettings()
+    if settings.family is not None:
+        index = IndexSettings(family=settings.family, metric=index.metric)
+    sources = tuple(merged[name] for name in sorted(merged))
+    return RootRecord(sources=sources, encoder=spec.id, index=index), spec
+
+
+def choose_encoder(store: Store, old: RootRecord | None, name: str | None) -> EncoderSpec:
+    """The encoder of record, unless another one is asked for by name."""
+    if old is None:
+        return built_in_spec(name or DEFAULT)
+    recorded = read_spec(store, f"encoders/{old.encoder}")
+    return recorded if name in (None, recorded.name) else built_in_spec(str(name))
+
+
+def check_apart(store: Store, sources: Sequence[Source]) -> None:
+    """Refuse a ROOT that lies inside a source: each night would index the last one's files."""
+    for source in sources:
+        fs, base = open_filesystem(base_of(source.url))
+        if is_local(fs) != store.local:
+            continue
+        root = store.base
+        if store.local:
+            base, root = os.path.realpath(base), os.path.realpath(root)
+        if f"{root}/".startswith(f"{base.rstrip('/')}/"):
+            raise SifBatchError(
+                f"ROOT {store.url} lies inside the source {source.url}", remedy="give a ROOT outside every source"
+            )

@@ -1,0 +1,121 @@
+"""What a person sees: ledgers and tables."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jobs.progress import format_seconds
+from sif_batch.query import Hit
+
+
+def show_run(console: Console, result: dict[str, Any]) -> None:
+    """The ledger of a run, the gate's verdict, where the release is and how to ask it."""
+    table = _table("ledger", "images")
+    rows = [
+        ("listed", result["listed"], ""),
+        ("  unchanged", result["unchanged"], ""),
+        ("  embedded", result["embedded"], ""),
+        ("  failed now", result["failed"], ""),
+        ("  failed before", result["failed_before"], ""),
+        ("ignored by name", result["ignored"], "ignored"),
+        ("stale, still served", result["stale"], "stale"),
+        ("deleted", result["deleted"], "deleted"),
+        ("in the index", result["in_index"], ""),
+    ]
+    for label, number, only_if in rows:
+        if number or not only_if:
+            table.add_row(label, f"{number:,}")
+    console.print(table)
+    for kind, number in result["failed_by_kind"].items():
+        console.print(f"  {number:,} failed: {kind}", markup=False)
+    if result["failed_by_kind"]:
+        console.print(f"  each with its reason: sif-batch status {result['root']} --failures", markup=False)
+    gate, index = result["gate"], result["index"]
+    recall = "not measured: no held-out image" if gate["recall_at_10"] is None else f"{gate['recall_at_10']:.3f}"
+    console.print(f"recall@10 {recall} on {gate['queries']} held-out queries, {index['family']} index", markup=False)
+    stages = ", ".join(f"{name} {format_seconds(value)}" for name, value in result["seconds"].items())
+    console.print(f"time      {stages}" + (f"; {result['bottleneck']}" if result["bottleneck"] else ""), markup=False)
+    console.print(f"outcome   {result['outcome']}", markup=False)
+    for reason in gate["reasons"]:
+        console.print(f"          {'refused' if gate['enabled'] else 'passed over'}: {reason}", markup=False)
+    root, where = result["root"], f"{result['root']}/releases/{result['release']}"
+    if result["outcome"] == "refused":
+        console.print(f"candidate {where}", markup=False)
+        console.print("          kept, not published; --no-gate publishes it all the same", markup=False)
+    else:
+        console.print(f"release   {where}", markup=False)
+        console.print(f"ask it    sif-batch search {root} IMAGE", markup=False)
+
+
+def show_hits(console: Console, query: str, hits: Sequence[Hit]) -> None:
+    table = _table("", "similarity", "key", "uri", title=query)
+    for rank, hit in enumerate(hits, 1):
+        table.add_row(str(rank), f"{hit.similarity:.4f}", hit.key, hit.uri)
+    console.print(table)
+
+
+def show_status(console: Console, status: dict[str, Any]) -> None:
+    table = _table("ROOT", status["root"])
+    for source in status["sources"]:
+        table.add_row("source", f"{source['name']} = {source['url']}")
+    table.add_row("encoder", status["encoder"])
+    for name in ("listed", "good", "failed", "to_do"):
+        table.add_row(name.replace("_", " "), f"{status[name]:,}")
+    for kind, number in status["failed_by_kind"].items():
+        table.add_row(f"  {kind}", f"{number:,}")
+    table.add_row("unfinished plans", str(status["open_plans"]))
+    release = status["release"]
+    table.add_row("release", f"{release['n']}: {release['release']}, {release['time']}" if release else "none yet")
+    last = status["last_run"]
+    table.add_row("last run", f"{last['id']}: {last['outcome']}" if last else "none yet")
+    console.print(table)
+
+
+def show_failures(console: Console, failures: Sequence[dict[str, Any]]) -> None:
+    table = _table("key", "kind", "attempt", "reason")
+    for failure in failures:
+        table.add_row(failure["key"], failure["kind"], str(failure["attempt"]), failure["error"])
+    console.print(table)
+
+
+def show_releases(console: Console, releases: Sequence[dict[str, Any]]) -> None:
+    table = _table("n", "release", "time", "rows", "recall@10", "MB", "")
+    for release in releases:
+        recall = "" if release["recall_at_10"] is None else f"{release['recall_at_10']:.3f}"
+        size = f"{release['bytes'] / 1e6:.1f}"
+        current = "current" if release["current"] else ""
+        row = (release["n"], release["id"], release["time"], f"{release['rows']:,}", recall, size, current)
+        table.add_row(*map(str, row))
+    console.print(table)
+
+
+def show_damage(console: Console, report: dict[str, Any]) -> None:
+    if report["ok"]:
+        console.print(f"no damage in {report['files']:,} files", markup=False)
+        return
+    table = _table("damaged file", "reason")
+    for damage in report["damaged"]:
+        table.add_row(damage["file"], damage["reason"])
+    console.print(table)
+
+
+def show_evaluation(console: Console, report: dict[str, Any]) -> None:
+    title = f"{report['n_queries']:,} queries, relevant: same {report['labels']}"
+    exact = report.get("exact")
+    table = _table("", "release", *(["exact float32"] if exact else []), title=title)
+    figures = [(f"{name}@{cut}", (name, cut)) for name in ("precision", "recall", "f1") for cut in report[name]]
+    figures += [(label, (name, None)) for label, name in (("mAP", "map"), ("R-precision", "r_precision"), ("MRR", "mrr"))]
+    for label, (name, cut) in figures:
+        values = [side[name][cut] if cut else side[name] for side in (report, exact) if side]
+        table.add_row(label, *(f"{value:.4f}" for value in values))
+    console.print(table)
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

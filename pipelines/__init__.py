@@ -1,0 +1,1 @@
+"""Beam pipelines: they move names, never pixels. Each transform is wiring around a sif_batch function."""

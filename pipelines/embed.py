@@ -1,0 +1,56 @@
+"""Shards to parts. An element is (plan, shard number): under 200 bytes."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import apache_beam as beam
+
+from pipelines.runner import first_error
+from sif_batch.child import shared_child
+from sif_batch.embedding import STAGES, embed_in_child
+
+COUNTERS = ("images", "failed", *(f"{stage}_ms" for stage in STAGES))
+
+
+def ignore_progress(done: int, failed: int) -> None:
+    """Elsewhere than in the driver's process nobody looks on."""
+
+
+on_progress: Callable[[int, int], None] = ignore_progress
+
+
+class EmbedShard(beam.DoFn):  # type: ignore[misc]
+    """`sif_batch.embedding.embed_in_child` on each shard."""
+
+    def __init__(self, root: str, threads: int):
+        self.root, self.threads = root, threads
+
+    def process(self, element: tuple[str, int]) -> Iterator[None]:
+        plan, shard = element
+        try:
+            stats = embed_in_child(
+                shared_child(), self.root, plan, shard, self.threads, lambda done, failed: on_progress(done, failed)
+            )
+        except Exception as error:
+            first_error.append(error)
+            raise
+        values = {"images": stats.images, "failed": stats.failed}
+        values |= {f"{stage}_ms": round(1000 * seconds) for stage, seconds in stats.seconds.items()}
+        for name, value in values.items():
+            beam.metrics.Metrics.counter("sif_batch", name).inc(value)
+        yield from ()
+
+
+class EmbedShards(beam.PTransform):  # type: ignore[misc]
+    """All shards of a plan, spread over the workers."""
+
+    def __init__(self, root: str, plan: str, shards: Sequence[int], threads: int):
+        super().__init__()
+        self.root, self.plan, self.shards, self.threads = root, plan, shards, threads
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
+        return (
+            begin
+            | "Shards" >> beam.Create([(self.plan, shard) for shard in self.shards])
+            | "Spread" >> beam.Reshuffle()
+            | "EmbedShard" >> beam.ParDo(EmbedShard(self.root, self.threads))
+        )

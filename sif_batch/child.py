@@ -1,0 +1,200 @@
+"""One long-lived child process that does the dangerous work, so that a crash or a hang costs only a retry.
+
+The parent calls a function by name; the child reports progress while it works. A child that ends, or
+that reports nothing for too long, is noticed within seconds and raised as `ChildDied`.
+"""
+
+import contextlib
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import IO, Any
+
+from sif_batch.config import SifBatchError
+
+POLL_S = 1.0
+STALL_S = 120.0
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class ChildDied(RuntimeError):
+    """The child process ended, or was ended because it reported nothing for too long (`overdue`)."""
+
+    def __init__(self, message: str, overdue: bool):
+        super().__init__(message)
+        self.overdue = overdue
+
+
+class Child:
+    """A child process, started on the first call (or `start`) and again after a death."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self._errors: IO[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the process, if none runs, without waiting for it: its imports overlap with the caller's."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        # Not multiprocessing's spawn, which would import the caller's __main__ again.
+        ours, theirs = (end.detach() for end in socket.socketpair())
+        self._errors = tempfile.TemporaryFile()
+        env = os.environ | {name: "1" for name in THREAD_VARIABLES}
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sif_batch.child", str(theirs)],
+                pass_fds=[theirs],
+                stdin=subprocess.DEVNULL,
+                stdout=self._errors,
+                stderr=self._errors,
+                env=env,
+            )
+        finally:
+            os.close(theirs)
+        self._pipe = Connection(ours)
+
+    def call(
+        self,
+        function: str,
+        on_report: Callable[[Any], None] = lambda report: None,
+        stall_s: float = STALL_S,
+        **arguments: Any,
+    ) -> Any:
+        """Run `module:function(report, **arguments)` in the child and return its result.
+
+        Raises ChildDied when the process ends or reports nothing for `stall_s` seconds, and the
+        function's own exception when it raised one.
+        """
+        with self._lock:
+            self.start()
+            assert self._pipe and self._process  # start() made both
+            try:
+                self._pipe.send((function, arguments))
+                kind, value = self._await(on_report, stall_s)
+            except (EOFError, ConnectionError) as error:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(timeout=POLL_S)
+                code, tail = self._process.poll(), self._error_tail()
+                self.close()
+                raise ChildDied(f"the worker process ended ({_describe(code)}){tail}", overdue=False) from error
+            except BaseException:
+                self.close()
+                raise
+        if kind == "result":
+            return value
+        known, text = value
+        raise known or RuntimeError(f"in the worker process:\n{text}")
+
+    def call_again(self, function: str, tries: int = 3, **arguments: Any) -> Any:
+        """`call` for work that is not to blame for a death: up to `tries` times."""
+        for left in reversed(range(tries)):
+            try:
+                return self.call(function, **arguments)
+            except ChildDied as death:
+                if not left:
+                    raise SifBatchError(
+                        f"{death}, {tries} times", remedy="free memory; the same command goes on where this stopped"
+                    ) from death
+
+    def close(self) -> None:
+        """End the process at once. It holds nothing that is not on disk."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._errors is not None:
+            self._errors.close()
+        self._process = self._pipe = self._errors = None
+
+    def _await(self, on_report: Callable[[Any], None], stall_s: float) -> tuple[str, Any]:
+        """The child's answer; its reports on the way go to `on_report`, each resetting the clock."""
+        assert self._pipe
+        deadline = time.monotonic() + stall_s
+        while True:
+            if self._pipe.poll(POLL_S):
+                kind, value = self._pipe.recv()
+                if kind != "report":
+                    return kind, value
+                on_report(value)
+                deadline = time.monotonic() + stall_s
+            elif time.monotonic() > deadline:
+                raise ChildDied(f"the worker process reported nothing for {stall_s:.0f} s", overdue=True)
+
+    def _error_tail(self) -> str:
+        assert self._errors
+        self._errors.seek(0)
+        lines = self._errors.read()[-2000:].decode(errors="replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
+
+
+def _describe(code: int | None) -> str:
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit code {code}"
+
+
+_shared: Child | None = None
+_shared_lock = threading.Lock()
+
+
+def shared_child() -> Child:
+    """The one child of this process: a model is loaded once, however many elements pass through."""
+    global _shared
+    with _shared_lock:
+        if _shared is None:
+            _shared = Child()
+        return _shared
+
+
+def close_shared_child() -> None:
+    if _shared is not None:
+        _shared.close()
+
+
+def serve(descriptor: int) -> None:
+    """The child's loop: do what is asked until the parent's end of the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    pipe = Connection(descriptor)
+    sending = threading.Lock()
+
+    def send(kind: str, value: Any) -> None:
+        with sending:
+            try:
+                pipe.send((kind, value))
+            except OSError:
+                os._exit(0)  # the parent is gone: nobody waits for this work
+
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            module, name = function.split(":")
+            work = getattr(importlib.import_module(module), name)
+            send("result", work(lambda report: send("report", report), **arguments))
+        except Exception as error:
+            known = error if isinstance(error, SifBatchError | OSError) else None
+            send("error", (known, traceback.format_exc()))
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,71 @@
+"""Frozen settings, validated once, and the one error type that a person is meant to read."""
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+LAYOUT = 1
+Family = Literal["auto", "flat", "ivf-pq"]
+
+
+class SifBatchError(ValueError):
+    """A failure that names the value and what was expected; `remedy` says what to do next."""
+
+    def __init__(self, message: str, remedy: str = "", outcome: str = "error"):
+        super().__init__(message)
+        self.remedy = remedy
+        self.outcome = outcome
+
+    def __reduce__(self) -> tuple[Any, ...]:  # crosses the child's pipe with its remedy
+        return type(self), (str(self), self.remedy, self.outcome)
+
+
+class Frozen(BaseModel):
+    """Base of all settings: immutable, and an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def canonical(self) -> bytes:
+        """The settings as the one JSON text that digests are made of."""
+        return canonical_json(self.model_dump(mode="json"))
+
+
+class Source(Frozen):
+    """A named place of images: a directory, or a glob of files, as an absolute path or fsspec URL."""
+
+    name: str = Field(pattern=r"^[a-z0-9_-]+$")
+    url: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+class IndexSettings(Frozen):
+    """What decides the bytes of an index, beside the vectors."""
+
+    family: Family = "auto"
+    metric: Literal["cosine"] = "cosine"
+
+
+class GateSettings(Frozen):
+    """What a candidate must show before it is published."""
+
+    max_failures: float = Field(0.05, ge=0, le=1)
+    min_recall: float = Field(0.9, ge=0, le=1)
+    enabled: bool = True
+
+
+class RootRecord(Frozen):
+    """root.json: what ROOT has chosen once, so that a new default or other hardware never changes it."""
+
+    layout: int = LAYOUT
+    sources: tuple[Source, ...]
+    encoder: str
+    index: IndexSettings
+
+
+def canonical_json(value: Any) -> bytes:
+    """`value` as sorted, compact UTF-8 JSON: equal values, equal bytes."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()

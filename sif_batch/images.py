@@ -1,0 +1,128 @@
+"""Bytes to pixels, or the reason why not: one kind of a short closed list, and a message."""
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 100_000_000
+BACKGROUND = (255, 255, 255)  # what shows through transparency
+
+ORIENTATION = 0x0112  # EXIF tag
+QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap width and height
+
+# Nothing but other bytes changes these ...
+PERMANENT = (
+    "not_an_image", "corrupt", "truncated", "too_large", "unsupported", "not_finite", "duplicate_key",
+)  # fmt: skip
+# ... and these are tried again on later nights, up to `max_attempts`.
+TRANSIENT = ("unreadable", "missing", "forbidden", "timeout", "short_read", "changed", "crashed")
+
+# What Pillow raised on 6,269 odd and hostile files.
+PILLOW_ERRORS = (
+    OSError, ValueError, TypeError, EOFError, IndexError, KeyError, AttributeError, SyntaxError,
+    NotImplementedError, OverflowError, ZeroDivisionError, RuntimeError, AssertionError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class ImageError(ValueError):
+    """This image cannot be used: `kind` is one of PERMANENT or TRANSIENT."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """pixels: RGB, upright, perhaps reduced while decoding; width, height: of the original, after EXIF."""
+
+    pixels: Image.Image
+    width: int
+    height: int
+
+
+def decode(data: bytes, at_least: int | None = None, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Decode the first frame as RGB, upright by its EXIF orientation.
+
+    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides stay `at_least` pixels.
+    Raises ImageError.
+    """
+    if not data:
+        raise ImageError("not_an_image", "the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _decode(data, at_least, max_pixels)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError("not_an_image", "no format that Pillow knows") from error
+    except MemoryError as error:
+        raise ImageError("too_large", "decoding it needs more memory than there is") from error
+    except PILLOW_ERRORS as error:
+        raise ImageError(_kind_of(error), f"{type(error).__name__}: {error}"[:500]) from error
+
+
+def _decode(data: bytes, at_least: int | None, max_pixels: int) -> Decoded:
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError("too_large", f"{width} x {height} pixels; the limit is {max_pixels}")
+        if at_least is not None and image.format == "JPEG":
+            image.draft("RGB", (at_least, at_least))
+        image.load()
+        if image.getexif().get(ORIENTATION, 1) in QUARTER_TURNS:
+            width, height = height, width
+        return Decoded(upright_rgb(image), width, height)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says, as RGB."""
+    turned = image.getexif().get(ORIENTATION, 1) in range(2, 9)
+    return to_rgb(ImageOps.exif_transpose(image) if turned else image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB: transparency composited on white, 16-bit and float scaled to 0..255."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of 16 bits or float as 0..255: 0..65535 and 0..1 by their full range, others by their own."""
+    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 1:
+        high, low = 1.0, 0.0
+    elif low >= 0 and high <= 255:
+        high, low = 255.0, 0.0
+    elif low >= 0 and high <= 65535:
+        high, low = 65535.0, 0.0
+    return np.round((values - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def _kind_of(error: BaseException) -> str:
+    text = str(error).lower()
+    if isinstance(error, Image.DecompressionBombError):
+        return "too_large"
+    if isinstance(error, EOFError) or "truncated" in text or "unexpected end" in text:
+        return "truncated"
+    if isinstance(error, NotImplementedError) or "unsupported" in text or "not available" in text:
+        return "unsupported"
+    return "corrupt"
+
+
+# Half an image would be indexed as if it were whole; and our own limit, which names itself, is the only one.
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+Image.MAX_IMAGE_PIXELS = None

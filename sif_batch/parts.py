@@ -1,0 +1,112 @@
+"""Parts: the Parquet file of one shard, a row for every image: an embedding, or the reason why not."""
+
+import io
+import json
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.storage import Store
+
+PART_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("member", pa.string()),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("attempt", pa.int8(), nullable=False),
+        pa.field("hash", pa.uint64(), nullable=False),
+        pa.field("sha256", pa.binary(32)),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("fields", pa.large_string()),
+        pa.field("embedding", pa.list_(pa.float16())),
+        pa.field("error_kind", pa.string()),
+        pa.field("error", pa.string()),
+    ]
+)
+LIGHT = [name for name in PART_SCHEMA.names if name != "embedding"]
+FIRST_ROWS = 128  # a small first row group: reading a prefix takes 2 ms instead of 17
+
+
+def part_path(encoder_id: str, part: str) -> str:
+    return f"parts/{encoder_id}/{part}.parquet"
+
+
+def encode_part(rows: list[dict[str, Any]], spans: pa.Table, encoder_id: str, fingerprint: dict[str, str]) -> bytes:
+    """The part's bytes: rows in order of (hash, key), whatever order they come in.
+
+    rows: one dict of PART_SCHEMA's names each, `embedding` as (d,) float16 or None.
+    """
+    rows = sorted(rows, key=lambda row: (row["hash"], row["key"], row["path"]))
+    columns = [
+        _embedding_column([row["embedding"] for row in rows])
+        if field.name == "embedding"
+        else pa.array([row[field.name] for row in rows], field.type)
+        for field in PART_SCHEMA
+    ]
+    named = spans.select(["source", "path", "version", "first", "last", "end"]).to_pylist()
+    metadata = {
+        b"encoder": encoder_id.encode(),
+        b"fingerprint": canonical_json(fingerprint),
+        b"spans": canonical_json([list(span.values()) for span in named]),
+    }
+    table = pa.table(columns, schema=PART_SCHEMA.with_metadata(metadata))
+    sink = io.BytesIO()
+    with pq.ParquetWriter(
+        sink,
+        table.schema,
+        compression={name: "zstd" for name in LIGHT} | {"embedding.list.element": "none"},
+        use_dictionary=["source", "version", "error_kind", "error"],
+        write_statistics=LIGHT,
+        write_page_checksum=True,
+    ) as writer:
+        writer.write_table(table.slice(0, FIRST_ROWS))
+        if len(table) > FIRST_ROWS:
+            writer.write_table(table.slice(FIRST_ROWS), row_group_size=len(table))
+    return sink.getvalue()
+
+
+def read_light(file: BinaryIO) -> pa.Table:
+    """All columns of a part but the embedding; the schema's metadata holds its spans and fingerprint."""
+    return pq.ParquetFile(file).read(columns=LIGHT)
+
+
+def read_embeddings(store: Store, encoder_id: str, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """The part's good rows: their numbers, (n,) uint16, and embeddings, (n, d) float16."""
+    return embeddings_of(store.read(part_path(encoder_id, part)), part)
+
+
+def embeddings_of(data: bytes, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_embeddings`, from the part's bytes. A damaged part raises SifBatchError."""
+    try:
+        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        column = file.read(columns=["embedding"])["embedding"].combine_chunks()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise SifBatchError(
+            f"part {part} is damaged ({error})", remedy="remove that file; the next run embeds its images again"
+        ) from error
+    good = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False)).astype(np.uint16)
+    values = column.flatten().to_numpy()
+    vectors = values.reshape(len(good), -1) if len(good) else np.empty((0, 0), np.float16)
+    if not np.isfinite(vectors).all():
+        raise SifBatchError(f"part {part} holds vectors that are not finite", remedy="remove that file and run again")
+    return good, vectors
+
+
+def spans_of(metadata: dict[bytes, bytes]) -> list[list[Any]]:
+    """[source, path, version, first, last, end] of each span that a part covers."""
+    return json.loads(metadata[b"spans"])  # type: ignore[no-any-return]
+
+
+def _embedding_column(vectors: list[np.ndarray | None]) -> pa.Array:
+    lengths = np.array([0 if vector is None else len(vector) for vector in vectors], np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    good = [vector for vector in vectors if vector is not None]
+    values = np.concatenate(good) if good else np.empty(0, np.float16)
+    mask = pa.array([vector is None for vector in vectors], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.float16()), mask=mask)

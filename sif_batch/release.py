@@ -1,0 +1,266 @@
+"""The release: assembled from the live rows' codes, sealed by a digest of all that it is, published, verified."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sif_batch.codes import Codes, read_codes
+from sif_batch.config import SifBatchError, Source, canonical_json
+from sif_batch.kernels import import_faiss
+from sif_batch.quantizer import Quantizer, array_bytes
+from sif_batch.storage import Store, sha256_of
+
+SEGMENT_ROWS = 16 * 2**20
+OLDEST_FAISS = "1.15"  # the oldest that was tried
+MANIFEST = "release.json"
+ID = re.compile(r"^[0-9a-f]{64}$")
+TABLE_ROWS = 65_536  # rows in a batch of images.arrow
+
+
+def inputs_digest(live: pa.Table, fingerprints: Sequence[str], decided: dict[str, Any]) -> str:
+    """What a release is made of, however it lies in parts: equal inputs make an equal release.
+
+    live: the rows in order; fingerprints: by part number; decided: encoder, quantizer, settings, counts.
+    """
+    made_by = pa.array(list(fingerprints), pa.string()).take(live["part"])
+    table = live.select(["key", "sha256", "uri", "width", "height", "fields"]).append_column("made_by", made_by)
+    sink = _Hashing()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    sink.write(canonical_json(decided))
+    return sink.sha256.hexdigest()
+
+
+class _Hashing:
+    """A file to write to that keeps only the digest."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: Any) -> None:
+        self.sha256.update(data)
+
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def segment_ends(hashes: np.ndarray, max_rows: int) -> np.ndarray:
+    """Where segments end: equal ranges of the hash, a power of two of them, the fewest that hold `max_rows` at most.
+
+    hashes: (n,) uint64 in order. Returns (segments,) int64, the last is n.
+    """
+    bits = 0
+    while True:
+        bounds = np.array([(i + 1) << (64 - bits) for i in range(2**bits - 1)], np.uint64)
+        ends = np.append(np.searchsorted(hashes, bounds), len(hashes))
+        if np.diff(ends, prepend=0).max(initial=0) <= max_rows:
+            return ends
+        bits += 1
+
+
+def assemble(
+    store: Store, into: Path, quantizer: Quantizer, parts: Sequence[str], live: pa.Table, max_rows: int = SEGMENT_ROWS
+) -> list[tuple[Codes, np.ndarray]]:
+    """Write segments, images.arrow, quantizer and encoder of a release; the codes of the live rows must stand.
+
+    live: catalog rows with uri, in order of (hash, key). Returns for each part with live rows its codes and the
+    release row of each of them, -1 for dead ones.
+    """
+    spec = quantizer.spec
+    part, row = live["part"].to_numpy(), live["row"].to_numpy()
+    ends = segment_ends(live["hash"].to_numpy(), max_rows)
+    starts = np.concatenate([[0], ends[:-1]])
+    rows, code = [], []
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        folder = into / f"segments/{number:03d}"
+        folder.mkdir(parents=True)
+        shape = (int(end - start), spec.dimension)
+        # open_memmap cannot make an empty file
+        if shape[0]:
+            rows.append(np.lib.format.open_memmap(folder / "rows.npy", "w+", np.dtype(spec.rows), shape))
+        else:
+            np.save(folder / "rows.npy", np.empty(shape, spec.rows))
+            rows.append(np.empty(shape, spec.rows))
+        code.append(np.empty((shape[0], quantizer.ivf.sa_code_size() if quantizer.ivf else 0), np.uint8))
+
+    placed = []
+    order = np.argsort(part, kind="stable")
+    bounds = np.searchsorted(part[order], np.arange(len(parts) + 1))
+    for number in np.unique(part):
+        at = order[bounds[number] : bounds[number + 1]]  # release rows of this part
+        codes = read_codes(store, spec, quantizer.record.id, parts[number])
+        source = np.searchsorted(codes.numbers, row[at])
+        segment = np.searchsorted(ends, at, side="right")
+        for s in np.unique(segment):
+            mine = segment == s
+            rows[s][at[mine] - starts[s]] = codes.rerank[source[mine]]
+            code[s][at[mine] - starts[s]] = codes.code[source[mine]]
+        released = np.full(len(codes.numbers), -1, np.int64)
+        released[source] = at
+        placed.append((codes, released))
+
+    for number, (segment_rows, segment_code) in enumerate(zip(rows, code, strict=True)):
+        if isinstance(segment_rows, np.memmap):
+            segment_rows.flush()
+        if quantizer.ivf is not None:
+            write_index(quantizer, segment_code, into / f"segments/{number:03d}/index.faiss")
+    write_images(live, into / "images.arrow")
+    _copy_encoder(store, spec.encoder, into / "encoder")
+    if quantizer.ivf is not None:
+        assert quantizer.mean is not None and quantizer.components is not None
+        (into / "quantizer").mkdir()
+        (into / "quantizer/mean.npy").write_bytes(array_bytes(quantizer.mean))
+        (into / "quantizer/components.npy").write_bytes(array_bytes(quantizer.components))
+    return placed
+
+
+def write_index(quantizer: Quantizer, code: np.ndarray, path: Path) -> None:
+    """A FastScan index of these codes, (n, code size). Ids are row numbers of the segment.
+
+    The codes go into a plain IVFPQ first: `add_sa_codes` corrupts memory on a FastScan index.
+    """
+    faiss = import_faiss()
+    plain = faiss.clone_index(quantizer.ivf)
+    if len(code):
+        plain.add_sa_codes(code, np.arange(len(code)))
+    faiss.write_index(faiss.IndexIVFPQFastScan(plain), str(path))
+
+
+def write_images(live: pa.Table, path: Path) -> None:
+    """images.arrow: who each row is, and its columns; uncompressed, to be mapped."""
+    folder = pc.replace_substring_regex(live["path"], "/?[^/]*$", "")
+    wide = {name: live[name].cast(pa.large_string()) for name in ("key", "uri", "source")}
+    table = pa.table(
+        {
+            "key": wide["key"],
+            "hash": live["hash"],
+            "uri": wide["uri"],
+            "sha256": live["sha256"],
+            "source": wide["source"],
+            "folder": folder.cast(pa.large_string()),
+            "width": live["width"],
+            "height": live["height"],
+        }
+    ).combine_chunks()
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=TABLE_ROWS)
+
+
+def _copy_encoder(store: Store, encoder_id: str, into: Path) -> None:
+    into.mkdir()
+    for name in ("model.onnx", "encoder.json"):
+        if store.local:
+            shutil.copyfile(store.path(f"encoders/{encoder_id}/{name}"), into / name)
+        else:
+            (into / name).write_bytes(store.read(f"encoders/{encoder_id}/{name}"))
+
+
+def seal(folder: Path, manifest: dict[str, Any]) -> str:
+    """Write release.json: `manifest` and the size and sha256 of every file. Returns the release id."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    data = canonical_json(manifest | {"files": files})
+    (folder / MANIFEST).write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_manifest(store: Store, folder: str = "") -> dict[str, Any]:
+    """The release.json in `folder`. Raises SifBatchError if it cannot be read."""
+    name = f"{folder}/{MANIFEST}" if folder else MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(store.read(name))
+        return manifest
+    except (ValueError, OSError) as error:
+        raise SifBatchError(
+            f"{store.path(name)}: cannot be read ({error})", remedy="sif-batch verify says what is damaged"
+        ) from error
+
+
+# History: publishing is creating history/<n>.json, which only one can.
+
+
+def read_history(store: Store) -> list[dict[str, Any]]:
+    """The entries of history, oldest first."""
+    return [json.loads(store.read(f"history/{name}")) for name in store.sizes("history")]
+
+
+def read_top(store: Store) -> dict[str, Any] | None:
+    """History's newest entry: the release that is current. None before the first."""
+    names = list(store.sizes("history"))
+    if not names:
+        return None
+    top: dict[str, Any] = json.loads(store.read(f"history/{names[-1]}"))
+    return top
+
+
+def publish(store: Store, release: str, parent: dict[str, Any] | None, gate: str) -> dict[str, Any]:
+    """Make `release` current after `parent`. Raises SifBatchError if another run published in between."""
+    entry = {
+        "n": parent["n"] + 1 if parent else 1,
+        "release": release,
+        "parent": parent["release"] if parent else None,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "by": os.environ.get("USER") or str(os.getuid() if hasattr(os, "getuid") else "unknown"),
+        "action": "publish",
+        "held": False,
+        "gate": gate,
+    }
+    if not store.create(f"history/{entry['n']:08d}.json", canonical_json(entry)):
+        raise SifBatchError(
+            f"another run published release {entry['n']} of {store.url} in the meantime",
+            remedy="run the same command again; the work is kept",
+        )
+    store.replace("LATEST", f"{release}\n".encode())
+    return entry
+
+
+def find_damage(store: Store, folder: str = "") -> list[dict[str, str]]:
+    """Every file of a release that is missing or not what release.json says, with the reason."""
+    prefix = f"{folder}/" if folder else ""
+    try:
+        data = store.read(prefix + MANIFEST)
+        manifest = json.loads(data)
+        files = manifest["files"].items()
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        return [{"file": prefix + MANIFEST, "reason": reason}]
+    damaged = []
+    name = os.path.basename(store.path(folder))
+    if ID.match(name) and hashlib.sha256(data).hexdigest() != name:
+        damaged.append({"file": prefix + MANIFEST, "reason": "altered: its sha256 is not the release's id"})
+    for path, wanted in files:
+        reason = _damage(store, prefix + path, wanted)
+        if reason:
+            damaged.append({"file": prefix + path, "reason": reason})
+    return damaged
+
+
+def _damage(store: Store, name: str, wanted: dict[str, Any]) -> str | None:
+    try:
+        with store.open(name) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        size = store.fs.size(store.path(name))
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error})"
+    if size != wanted["size"]:
+        return f"altered: {size} bytes, expected {wanted['size']}"
+    return None if found == wanted["sha256"] else "altered: its sha256 is not the one recorded"
+
+
+def describe_sources(sources: Sequence[Source]) -> list[dict[str, str]]:
+    return [{"name": source.name, "url": source.url} for source in sources]

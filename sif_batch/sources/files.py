@@ -1,0 +1,156 @@
+"""Directories and globs of image files, on local disk or any fsspec filesystem.
+
+An entry is a file without extension or with one that Pillow registers; every other name is ignored and
+counted, and so is whatever is hidden (a name that begins with a dot, or lies below one). Links are
+followed, a link that leads back to its own ancestors is not. What a file holds is decided by its content.
+"""
+
+import fnmatch
+import functools
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fsspec.utils import glob_translate
+from PIL import Image
+
+from sif_batch.config import SifBatchError, Source
+from sif_batch.sources.names import text_of
+from sif_batch.storage import is_local, open_filesystem
+
+WILDCARD = re.compile(r"[*?\[]")
+REPORT_EVERY = 10_000
+ETAG_FIELDS = ("ETag", "etag", "md5Hash", "content_md5")
+TIME_FIELDS = ("mtime", "LastModified", "last_modified", "updated", "created")
+
+Found = tuple[str, int, str]  # path inside the source (raw), size in bytes, version
+
+
+def base_of(url: str) -> str:
+    """The part of a source's URL before any wildcard, cut at a slash."""
+    match = WILDCARD.search(url)
+    if match is None or (os.path.isabs(url) and os.path.lexists(url)):
+        return url
+    return url[: match.start()].rpartition("/")[0] or "/"
+
+
+def find_files(
+    source: Source, on_progress: Callable[[int], None] = lambda found: None
+) -> tuple[list[str], list[int], list[str], int]:
+    """All entries of the source: paths inside it, sizes in bytes, versions; and how many files were ignored."""
+    paths, sizes, versions, ignored = [], [], [], 0
+    is_entry = _entry_rule(source)
+    try:
+        for path, size, version in _walk(source):
+            if not is_entry(path):
+                ignored += 1
+                continue
+            paths.append(text_of(path))
+            sizes.append(size)
+            versions.append(version)
+            if len(paths) % REPORT_EVERY == 0:
+                on_progress(len(paths))
+    except OSError as error:
+        raise SifBatchError(
+            f"{source.url}: cannot be listed ({error.strerror or error})",
+            remedy="check the path, the mount and the rights; nothing was changed",
+        ) from error
+    return paths, sizes, versions, ignored
+
+
+@functools.cache
+def open_source(source: Source) -> tuple[Any, str]:
+    """The source's filesystem and the folder in it that entry paths start from."""
+    fs, base = open_filesystem(base_of(source.url))
+    if is_local(fs) and os.path.isfile(base):  # a single file is a source of one
+        base = os.path.dirname(base)
+    return fs, base.rstrip("/")
+
+
+def uri_prefix(source: Source) -> str:
+    """What stands before an entry's path in its uri: an absolute local path, or a URL."""
+    fs, base = open_source(source)
+    return f"{base if is_local(fs) else fs.unstrip_protocol(base)}/"
+
+
+def _walk(source: Source) -> Iterator[Found]:
+    base = base_of(source.url)
+    fs, path = open_filesystem(base)
+    wanted = re.compile(glob_translate(source.url)).match if base != source.url else None
+    if is_local(fs):
+        found = _walk_local(path)
+    else:
+        found = _walk_remote(fs, path)
+    for inner, size, version in found:
+        if wanted is None or wanted(f"{base.rstrip('/')}/{inner}"):
+            yield inner, size, version
+
+
+def _walk_local(base: str) -> Iterator[Found]:
+    """Every file below `base`, hidden ones too; links are followed, unless they lead to an ancestor."""
+    if os.path.isfile(base):
+        stat = os.stat(base)
+        yield os.path.basename(base), stat.st_size, local_version(stat)
+        return
+    top = os.stat(base)
+    pending = [("", ((top.st_dev, top.st_ino),))]
+    while pending:
+        folder, ancestors = pending.pop()
+        with os.scandir(os.path.join(base, folder)) as entries:
+            for entry in entries:
+                inner = f"{folder}/{entry.name}" if folder else entry.name
+                try:
+                    stat = entry.stat()
+                except OSError:  # a dangling link, or a file that went away: listed, and its row will say so
+                    yield inner, 0, "0-0"
+                    continue
+                if entry.is_dir():
+                    identity = (stat.st_dev, stat.st_ino)
+                    if identity not in ancestors:
+                        pending.append((inner, (*ancestors, identity)))
+                elif entry.is_file():
+                    yield inner, stat.st_size, local_version(stat)
+
+
+def _walk_remote(fs: Any, base: str) -> Iterator[Found]:
+    fs.invalidate_cache()
+    if not fs.exists(base):
+        raise FileNotFoundError(f"{base} does not exist")
+    found = fs.find(base, detail=True)
+    prefix = base.rstrip("/") + "/"
+    for path, info in found.items():
+        if not path.endswith("/"):  # zero-byte objects that stand for folders
+            yield path.removeprefix(prefix), info["size"] or 0, remote_version(info)
+
+
+def local_version(stat: os.stat_result) -> str:
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def remote_version(info: dict[str, Any]) -> str:
+    """The store's own digest of the object, else its size and time."""
+    for name in ETAG_FIELDS:
+        if info.get(name):
+            return str(info[name]).strip('"')
+    time = next((info[name] for name in TIME_FIELDS if info.get(name)), 0)
+    return f"{info['size']}-{time}"
+
+
+@functools.cache
+def registered_extensions() -> frozenset[str]:
+    return frozenset(Image.registered_extensions())
+
+
+def _entry_rule(source: Source) -> Callable[[str], bool]:
+    def is_entry(path: str) -> bool:
+        if any(fnmatch.fnmatchcase(path, glob) for glob in source.exclude):
+            return False
+        if any(fnmatch.fnmatchcase(path, glob) for glob in source.include):
+            return True
+        if path.startswith(".") or "/." in path:
+            return False
+        extension = os.path.splitext(path)[1].lower()
+        return not extension or extension in registered_extensions()
+
+    return is_entry

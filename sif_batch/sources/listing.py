@@ -1,0 +1,104 @@
+"""The listing: one complete table of the sources' entries, whatever kind of source they are."""
+
+import io
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sif_batch.config import SifBatchError, Source, canonical_json
+from sif_batch.sources.files import base_of, find_files
+from sif_batch.storage import Store, digest, is_local, open_filesystem
+
+LISTING_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+    ]
+)
+NAMED = re.compile(r"^([a-z0-9_-]+)=(.+)$")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """entries: LISTING_SCHEMA in order of (source, path); ignored: files that are no entries, by source."""
+
+    entries: pa.Table
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    def save(self, store: Store) -> str:
+        """Write listings/<UTC>-<digest12>.parquet, unless the newest one says the same. Returns its name."""
+        sink = io.BytesIO()
+        metadata = {b"ignored": canonical_json(self.ignored)}
+        pq.write_table(self.entries.replace_schema_metadata(metadata), sink, compression="zstd")
+        data = sink.getvalue()
+        suffix = f"-{digest(data, 12)}.parquet"
+        newest = next(iter(listing_names(store)), "")
+        if newest.endswith(suffix):
+            return newest
+        name = f"listings/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}{suffix}"
+        store.create(name, data)
+        return name
+
+    @staticmethod
+    def load(store: Store, name: str) -> "Listing":
+        import json
+
+        table = pq.read_table(io.BytesIO(store.read(name)))
+        ignored = json.loads((table.schema.metadata or {}).get(b"ignored", b"{}"))
+        return Listing(table.replace_schema_metadata(None), ignored)
+
+
+def listing_names(store: Store) -> list[str]:
+    """The listings of ROOT, newest first."""
+    return [f"listings/{name}" for name in reversed(store.sizes("listings"))]
+
+
+def parse_sources(
+    texts: Sequence[str], include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> tuple[Source, ...]:
+    """`[NAME=]PATH_OR_URL` texts as sources; a name defaults to the last path component before any wildcard."""
+    sources: dict[str, Source] = {}
+    for text in texts:
+        match = NAMED.match(text)
+        name, place = (match[1], match[2]) if match else ("", text)
+        fs, path = open_filesystem(place)
+        url = os.path.abspath(path) if is_local(fs) else fs.unstrip_protocol(path)
+        if not name:
+            last = base_of(url).rstrip("/").rsplit("/", 1)[-1]
+            name = re.sub(r"[^a-z0-9_-]+", "-", last.lower()).strip("-") or "source"
+        if name in sources:
+            raise SifBatchError(
+                f"two sources are named {name!r}: {sources[name].url} and {url}",
+                remedy=f"give one another name: other={text}",
+            )
+        sources[name] = Source(name=name, url=url, include=tuple(include), exclude=tuple(exclude))
+    return tuple(sources.values())
+
+
+def list_sources(
+    sources: Sequence[Source], on_progress: Callable[[int], None] = lambda found: None
+) -> Listing:
+    """List every source whole. A source that cannot be listed, or that is empty, stops here."""
+    tables, ignored = [], {}
+    for source in sources:
+        paths, sizes, versions, left_out = find_files(source, on_progress)
+        if not paths:
+            what = f"; {left_out} files there are ignored by their names" if left_out else ""
+            raise SifBatchError(
+                f"{source.url}: no images found{what}",
+                remedy="check the path or the mount; --include takes files in by a glob on their name",
+            )
+        names = pa.repeat(source.name, len(paths))
+        tables.append(pa.table([names, paths, sizes, versions], schema=LISTING_SCHEMA))
+        ignored[source.name] = left_out
+    entries = pa.concat_tables(tables)
+    order = pc.sort_indices(entries, [("source", "ascending"), ("path", "ascending")])
+    return Listing(entries.take(order).combine_chunks(), ignored)

@@ -1,0 +1,36 @@
+"""Keys, paths and uris: how an image is named, whatever bytes its file name holds."""
+
+import hashlib
+import os
+import re
+import unicodedata
+
+ESCAPED = re.compile(r"%([89A-F][0-9A-F])")
+
+
+def text_of(path: str) -> str:
+    """A local path as Unicode text: bytes that are not UTF-8 (surrogates here) become %XX."""
+    return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in path)
+
+
+def local_of(text: str) -> str:
+    """The local path that `text_of` was given: %XX of a byte that is not ASCII is undone if that file exists."""
+    if "%" not in text or os.path.lexists(text):
+        return text
+    raw = ESCAPED.sub(lambda match: chr(0xDC00 + int(match[1], 16)), text)
+    return raw if os.path.lexists(raw) else text
+
+
+def key_of(source: str, path: str) -> str:
+    """The identity of an entry: source name / path in it, in NFC, a literal `::` escaped."""
+    return unicodedata.normalize("NFC", f"{source}/{path}").replace("::", "%3A%3A")
+
+
+def hash_of(key: str) -> int:
+    """The 64-bit hash whose order is the order of rows: blake2b-8 of the key, big-endian."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+def folder_of(path: str) -> str:
+    """The parent path inside the source; empty at its top."""
+    return path.rpartition("/")[0]

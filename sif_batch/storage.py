@@ -1,0 +1,228 @@
+"""Where bytes lie: ROOT as a local directory or bucket, and files that appear whole or not at all."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from sif_batch.config import SifBatchError
+
+TEMPORARY = ".tmp-"
+SWEEP_AFTER_S = 24 * 3600
+HOST = "".join(c for c in socket.gethostname() if c.isalnum())[:32] or "host"
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a path or URL, and the path inside it."""
+    try:
+        fs, path = fsspec.core.url_to_fs(os.path.expanduser(url))
+    except ImportError as error:
+        raise SifBatchError(
+            f"{url}: the client of this store is not installed ({error})",
+            remedy="install the extra of the store, such as 'sif-batch[s3]'",
+        ) from error
+    except ValueError as error:
+        raise SifBatchError(f"{url}: {error}", remedy="give a path, or a URL that fsspec knows") from error
+    return fs, path
+
+
+def is_local(fs: Any) -> bool:
+    return isinstance(fs, LocalFileSystem)
+
+
+class Store:
+    """The files under one ROOT or release, named by their path relative to it.
+
+    `create` never replaces: of several writers of one name one wins and the others learn that they lost.
+    """
+
+    def __init__(self, url: str):
+        self.fs, base = open_filesystem(url)
+        self.local = is_local(self.fs)
+        self.base = os.path.abspath(base) if self.local else base.rstrip("/")
+        self.url = self.base if self.local else self.fs.unstrip_protocol(self.base)
+
+    def path(self, name: str = "") -> str:
+        """The file's path inside its filesystem."""
+        return f"{self.base}/{name}" if name else self.base
+
+    def exists(self, name: str = "") -> bool:
+        return bool(self.fs.exists(self.path(name)))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The names in `folder` (not deeper) with their sizes in bytes, in order; without temporary files."""
+        try:
+            if self.local:
+                with os.scandir(self.path(folder)) as found:
+                    sizes = {entry.name: entry.stat().st_size for entry in found}
+            else:
+                infos = self.fs.ls(self.path(folder), detail=True, refresh=True)
+                sizes = {i["name"].rstrip("/").rsplit("/", 1)[-1]: i["size"] or 0 for i in infos}
+        except FileNotFoundError:
+            return {}
+        return {name: sizes[name] for name in sorted(sizes) if not name.startswith(TEMPORARY)}
+
+    def read(self, name: str) -> bytes:
+        return bytes(self.fs.cat_file(self.path(name)))
+
+    def open(self, name: str) -> BinaryIO:
+        """The file for reading at random."""
+        return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Make the file appear, whole; False, and nothing changed, if it already stands."""
+        if not self.local:
+            try:
+                self.fs.pipe_file(self.path(name), data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+        temporary = self._write_temporary(name, data)
+        try:
+            os.link(temporary, self.path(name))
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(temporary)
+        sync_folder(os.path.dirname(self.path(name)))
+        return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Put the file, whole, in place of an older one."""
+        if not self.local:
+            self.fs.pipe_file(self.path(name), data)
+            return
+        os.replace(self._write_temporary(name, data), self.path(name))
+        sync_folder(os.path.dirname(self.path(name)))
+
+    def create_folder(self, name: str, files: Path, last: str) -> bool:
+        """Publish the local folder `files` under `name`; its file `last` appears last. False if it stands."""
+        if self.local:
+            for file in files.rglob("*"):
+                sync_folder(str(file))
+            sync_folder(str(files))
+            try:
+                os.rename(files, self.path(name))
+            except OSError:
+                if self.exists(f"{name}/{last}"):
+                    return False
+                raise
+            sync_folder(os.path.dirname(self.path(name)))
+            return True
+        if self.exists(f"{name}/{last}"):
+            return False
+        for file in sorted(f for f in files.rglob("*") if f.is_file() and f.name != last):
+            self.fs.put_file(str(file), self.path(f"{name}/{file.relative_to(files).as_posix()}"))
+        return self.create(f"{name}/{last}", (files / last).read_bytes())
+
+    @contextlib.contextmanager
+    def scratch(self, folder: str) -> Iterator[Path]:
+        """A local folder for work in progress, gone afterwards; beside `folder` where ROOT is local."""
+        if self.local:
+            os.makedirs(self.path(folder), exist_ok=True)
+            made = Path(self.path(folder), temporary_name())
+            made.mkdir()
+        else:
+            made = Path(tempfile.mkdtemp(prefix="sif-batch-"))
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+    def fetch(self, name: str, into: Path) -> Path:
+        """A local path that holds the file: itself where it is local, else a copy below `into`."""
+        if self.local:
+            return Path(self.path(name))
+        target = into / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            self.fs.get_file(self.path(name), str(target))
+        return target
+
+    def check_writable(self) -> None:
+        """Fail now, not after hours, if nothing can be written here. Leaves nothing behind."""
+        if not self.local:
+            return
+        ancestor = Path(self.base)
+        while not ancestor.exists():
+            ancestor = ancestor.parent
+        try:
+            with tempfile.TemporaryFile(dir=ancestor):
+                pass
+        except OSError as error:
+            raise SifBatchError(
+                f"{self.url}: cannot be written ({error.strerror or error})",
+                remedy="give a ROOT in a folder that this user may write",
+            ) from error
+
+    def sweep(self, *folders: str) -> None:
+        """Remove temporary files that a killed process left in these folders."""
+        if not self.local:
+            return
+        for folder in folders:
+            for found in Path(self.path(folder)).glob(TEMPORARY + "*"):
+                if _is_abandoned(found):
+                    shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
+
+    def _write_temporary(self, name: str, data: bytes) -> str:
+        folder = os.path.dirname(self.path(name))
+        os.makedirs(folder, exist_ok=True)
+        temporary = os.path.join(folder, temporary_name())
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        return temporary
+
+
+def temporary_name() -> str:
+    """A name that says whose it is, so that a later run can tell whether its maker still lives."""
+    return f"{TEMPORARY}{HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+def _is_abandoned(path: Path) -> bool:
+    host, pid = path.name.removeprefix(TEMPORARY).split("-")[:2]
+    if host == HOST:
+        try:
+            os.kill(int(pid), 0)
+            return False
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+    return time.time() - path.stat().st_mtime > SWEEP_AFTER_S
+
+
+def sync_folder(path: str) -> None:
+    """fsync a folder (so that a name in it outlives a power cut) or a file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The hex digest of a local file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(data: bytes, length: int = 64) -> str:
+    """The first `length` hex digits of sha256."""
+    return hashlib.sha256(data).hexdigest()[:length]
