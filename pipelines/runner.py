@@ -1,6 +1,5 @@
 """Running a pipeline: its options, its counters, and the error that a person should see."""
 
-import logging
 from collections.abc import Sequence
 
 from sif_batch.config import SifBatchError
@@ -31,8 +30,6 @@ def check_options(arguments: Sequence[str]) -> list[str]:
 
 def run_pipeline(transform: object, arguments: Sequence[str]) -> dict[str, int]:
     """Run one transform on an empty pipeline to its end. Returns the counters of namespace sif_batch by name."""
-    for logger in (None, "apache_beam"):  # the cause of a failure is ours to report
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions

@@ -1,0 +1,70 @@
+"""What tests share: where data lies, small real photos, and a way to call the command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PHOTOS = REPOSITORY / "examples" / "photos"
+DATA = Path(os.environ.get("SIF_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+@pytest.fixture
+def sif_batch(tmp_path: Path) -> Callable[..., Finished]:
+    """Run `sif-batch` with some arguments, as a user does: another process, exit code, stdout, stderr."""
+
+    def call(*arguments: object, timeout_s: float = 300, **environment: str) -> Finished:
+        command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+        env = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=env, cwd=tmp_path)
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[[int], Path]:
+    """A folder `photos` of the first n example photos, in their folders."""
+
+    def copy(count: int) -> Path:
+        for photo in sorted(PHOTOS.rglob("*.jpg"))[:count]:
+            target = tmp_path / "photos" / photo.relative_to(PHOTOS)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(photo, target)
+        return tmp_path / "photos"
+
+    return copy
+
+
+@pytest.fixture
+def test_data() -> Callable[[str], Path]:
+    """A folder of SIF_TEST_DATA; the test is skipped where it is not there."""
+
+    def folder(name: str) -> Path:
+        if not (DATA / name).is_dir():
+            pytest.skip(f"needs {name} in SIF_TEST_DATA (default ../shared/data)")
+        return DATA / name
+
+    return folder
