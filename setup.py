@@ -30,9 +30,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(
-        include=["sif_batch", "sif_batch.*", "pipelines", "pipelines.*", "jobs", "jobs.*"]
-    ),
+    packages=find_packages(include=["sif_batch", "sif_batch.*", "pipelines", "pipelines.*", "jobs", "jobs.*"]),
     package_data={
         "sif_batch": ["py.typed"],
         "sif_batch.encoders": ["*/model.onnx", "*/encoder.json", "*/LICENSE"],

@@ -36,17 +36,33 @@ def cli() -> None:
 @cli.command()
 @click.argument("places", nargs=-1, required=True, metavar="[[NAME=]SOURCE]... ROOT [-- BEAM OPTIONS]")
 @click.option("--encoder", help="The network to embed with; ROOT records it. Default: efficientnet_lite0.")
-@click.option("--family", type=click.Choice(["auto", "flat", "ivf-pq"]), help="Kind of index; auto is exact (flat) below about 10,000 images. ROOT records it.")  # fmt: skip
-@click.option("--include", multiple=True, metavar="GLOB", help="Take files in whose path in the source matches, whatever their extension.")  # fmt: skip
+@click.option(
+    "--family",
+    type=click.Choice(["auto", "flat", "ivf-pq"]),
+    help="Kind of index; auto is exact (flat) below about 10,000 images. ROOT records it.",
+)
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="GLOB",
+    help="Take files in whose path in the source matches, whatever their extension.",
+)
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave files out whose path in the source matches.")
-@click.option("--workers", type=click.IntRange(min=1), help="Threads that decode and embed. Default: the cores this process may use.")  # fmt: skip
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Threads that decode and embed. Default: the cores this process may use.",
+)
 @click.option("--shard-images", type=click.IntRange(1, 65_535), help="Images in one unit of work. Default: 1000.")
-@click.option("--max-attempts", type=click.IntRange(1, 100), help="Nights that a passing failure is tried again. Default: 3.")  # fmt: skip
-@click.option("--max-failures", type=click.FloatRange(0, 1), help="Share of failed images that the gate lets pass. Default: 0.05.")  # fmt: skip
+@click.option(
+    "--max-attempts", type=click.IntRange(1, 100), help="Nights that a passing failure is tried again. Default: 3."
+)
+@click.option(
+    "--max-failures", type=click.FloatRange(0, 1), help="Share of failed images that the gate lets pass. Default: 0.05."
+)
 @click.option("--no-gate", is_flag=True, help="Publish whatever the gate says; history records it.")
 @json_option
-@click.pass_context
-def run(context: click.Context, places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: float | None, **options: Any) -> None:  # fmt: skip
+def run(places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: float | None, **options: Any) -> None:
     """The nightly job: list the SOURCEs, embed what is new, index, measure, publish in ROOT.
 
     A SOURCE is a directory or glob of image files, a path or an fsspec URL. Without SOURCE, those that ROOT
@@ -67,7 +83,7 @@ def run(context: click.Context, places: tuple[str, ...], no_gate: bool, as_json:
         print_json(result)
     else:
         show.show_run(stdout(), result)
-    context.exit(EXIT[result["outcome"]])
+    sys.exit(EXIT[result["outcome"]])
 
 
 @cli.command()
@@ -106,14 +122,13 @@ def status(root: str, failures: bool, as_json: bool) -> None:
 @cli.command()
 @click.argument("place", metavar="ROOT|RELEASE")
 @json_option
-@click.pass_context
-def verify(context: click.Context, place: str, as_json: bool) -> None:
+def verify(place: str, as_json: bool) -> None:
     """Compare every file with its checksum: of a release, or of all that ROOT holds. Exit 5 if one is damaged."""
     from jobs import search as reader
 
     report = reader.verify(place)
     print_json(report) if as_json else show.show_damage(stdout(), report)
-    context.exit(0 if report["ok"] else EXIT_DAMAGED)
+    sys.exit(0 if report["ok"] else EXIT_DAMAGED)
 
 
 @cli.command()
@@ -129,8 +144,18 @@ def releases(root: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("place", metavar="ROOT|RELEASE")
-@click.option("--labels", required=True, help="What makes images relevant to each other: folder (its last component), or a column.")  # fmt: skip
-@click.option("--max-queries", type=click.IntRange(min=1), default=10_000, show_default=True, help="Ask with so many images at most, a uniform sample.")  # fmt: skip
+@click.option(
+    "--labels",
+    required=True,
+    help="What makes images relevant to each other: folder (its last component), or a column.",
+)
+@click.option(
+    "--max-queries",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    help="Ask with so many images at most, a uniform sample.",
+)
 @json_option
 def evaluate(place: str, labels: str, max_queries: int, as_json: bool) -> None:
     """Precision, recall, F1 at k, mAP, R-precision and MRR, each image asked with and itself left out.
@@ -195,7 +220,9 @@ def guarded(command: Callable[[], Any], as_json: bool) -> int:
     except click.exceptions.Abort:
         return 130
     except ValidationError as error:
-        return fail(SifBatchError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())), as_json)
+        return fail(
+            SifBatchError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())), as_json
+        )
     except (SifBatchError, OSError) as error:
         return fail(error, as_json)
     except Exception as error:

@@ -50,7 +50,14 @@ def embed_collection(
     counters: dict[str, int] = {}
     for name in open_plans(store, record.encoder):
         plan = plan_shards(store, name)
-        _run_shards(store, name, unfinished_part(plan, catalog, entries.filter(pa.array(standing.todo))), settings, reporter, counters)
+        _run_shards(
+            store,
+            name,
+            unfinished_part(plan, catalog, entries.filter(pa.array(standing.todo))),
+            settings,
+            reporter,
+            counters,
+        )
         finish_plan(store, name)
         catalog = load_catalog(store, record.encoder)
         standing = standing_rows(entries, catalog, settings.max_attempts)
@@ -122,5 +129,3 @@ def _older_listings(store: Store, current: str) -> Iterator[pa.Table]:
     names = listing_names(store)
     for name in names[names.index(current) + 1 :]:
         yield Listing.load(store, name).entries
-
-

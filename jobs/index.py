@@ -14,7 +14,6 @@ from jobs.settings import RunSettings
 from sif_batch import release as releases
 from sif_batch.catalog import keys_of, live_rows
 from sif_batch.child import shared_child
-from sif_batch.codes import codes_path
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.gate import all_finite, ask, choose_point, exact_neighbours, judge, recall
 from sif_batch.quantizer import QuantizerRecord, load_quantizer, must_retrain, read_record, train_quantizer

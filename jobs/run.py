@@ -122,5 +122,3 @@ def write_run(
         "result": result,
     }
     store.create(f"runs/{name}/run.json", canonical_json(document))
-
-

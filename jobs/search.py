@@ -14,8 +14,8 @@ from sif_batch.catalog import CATALOG_SCHEMA, Catalog, failures_by_kind, load_ca
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.evaluation import MAX_QUERIES, choose_queries, evaluate_exact, evaluate_release, labels_of
 from sif_batch.parts import part_path
-from sif_batch.query import Hit, Index
 from sif_batch.quantizer import read_rows
+from sif_batch.query import Hit, Index
 from sif_batch.release import MANIFEST, find_damage, read_history, read_manifest, read_top
 from sif_batch.shards import open_plans
 from sif_batch.sources import LISTING_SCHEMA, Listing
@@ -166,9 +166,7 @@ def _exact_vectors(store: Store, index: Index) -> np.ndarray:
     good = catalog.rows.filter(catalog.rows["error_kind"].is_null())
     numbered = good.select(["key", "sha256", "part", "row"])
     numbered = numbered.set_column(0, "key", numbered["key"].cast(pa.large_string()))
-    rows = pa.table(
-        {"key": index.column("key"), "sha256": index.column("sha256"), "place": np.arange(len(index))}
-    )
+    rows = pa.table({"key": index.column("key"), "sha256": index.column("sha256"), "place": np.arange(len(index))})
     joined = rows.join(numbered, ["key", "sha256"], join_type="inner").sort_by("place")
     _, first = np.unique(joined["place"].to_numpy(), return_index=True)
     if len(first) != len(index):

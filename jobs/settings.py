@@ -30,8 +30,8 @@ class RunSettings(Frozen):
     encoder: str | None = None
     family: Family | None = None
     workers: int = Field(default_factory=usable_cores, ge=1)
-    shard_images: int = Field(SHARD_IMAGES, ge=1, le=MAX_SHARD_IMAGES)
-    max_attempts: int = Field(MAX_ATTEMPTS, ge=1, le=100)
+    shard_images: int = Field(default=SHARD_IMAGES, ge=1, le=MAX_SHARD_IMAGES)
+    max_attempts: int = Field(default=MAX_ATTEMPTS, ge=1, le=100)
     gate: GateSettings = GateSettings()
     beam: tuple[str, ...] = ()
 
@@ -52,7 +52,9 @@ def read_record(store: Store) -> RootRecord | None:
     except NotADirectoryError as error:
         raise SifBatchError(f"{store.url}: {error.strerror}", remedy="give a ROOT that is a folder") from error
     except (ValidationError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise SifBatchError(f"{store.path('root.json')} is damaged ({error})", remedy="restore it from a backup") from error
+        raise SifBatchError(
+            f"{store.path('root.json')} is damaged ({error})", remedy="restore it from a backup"
+        ) from error
 
 
 def open_root(url: str) -> tuple[Store, RootRecord]:

@@ -107,7 +107,9 @@ def show_evaluation(console: Console, report: dict[str, Any]) -> None:
     exact = report.get("exact")
     table = _table("", "release", *(["exact float32"] if exact else []), title=title)
     figures = [(f"{name}@{cut}", (name, cut)) for name in ("precision", "recall", "f1") for cut in report[name]]
-    figures += [(label, (name, None)) for label, name in (("mAP", "map"), ("R-precision", "r_precision"), ("MRR", "mrr"))]
+    figures += [
+        (label, (name, None)) for label, name in (("mAP", "map"), ("R-precision", "r_precision"), ("MRR", "mrr"))
+    ]
     for label, (name, cut) in figures:
         values = [side[name][cut] if cut else side[name] for side in (report, exact) if side]
         table.add_row(label, *(f"{value:.4f}" for value in values))

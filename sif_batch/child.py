@@ -54,8 +54,8 @@ class Child:
         self.close()
         # Not multiprocessing's spawn, which would import the caller's __main__ again.
         ours, theirs = (end.detach() for end in socket.socketpair())
-        self._errors = tempfile.TemporaryFile()
-        env = os.environ | {name: "1" for name in THREAD_VARIABLES}
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close())
+        env = os.environ | dict.fromkeys(THREAD_VARIABLES, "1")
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sif_batch.child", str(theirs)],

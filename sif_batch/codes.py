@@ -75,7 +75,9 @@ def encode_codes(quantizer: Quantizer, numbers: np.ndarray, vectors: np.ndarray,
         schema=CODES_SCHEMA.with_metadata({b"part_sha256": part_sha256.encode()}),
     )
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False, write_page_checksum=True)
+    pq.write_table(
+        table, sink, compression="none", use_dictionary=False, write_statistics=False, write_page_checksum=True
+    )
     return sink.getvalue()
 
 
@@ -104,7 +106,9 @@ def _near(queries: np.ndarray, x: np.ndarray) -> tuple[pa.Array, pa.Array]:
 def _binary_column(values: np.ndarray) -> pa.Array:
     """(n, m) of any type as n byte strings."""
     width = values.shape[1] * values.itemsize
-    offsets = np.arange(0, len(values) * width + 1, width, dtype=np.int32) if width else np.zeros(len(values) + 1, np.int32)
+    offsets = (
+        np.arange(0, len(values) * width + 1, width, dtype=np.int32) if width else np.zeros(len(values) + 1, np.int32)
+    )
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))]
     return pa.Array.from_buffers(pa.binary(), len(values), buffers)
 
@@ -149,5 +153,3 @@ def _bytes_of(column: pa.Array) -> np.ndarray:
     if data is None or not len(column):
         return np.empty(0, np.uint8)
     return np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
-
-

@@ -50,8 +50,8 @@ class IndexSettings(Frozen):
 class GateSettings(Frozen):
     """What a candidate must show before it is published."""
 
-    max_failures: float = Field(0.05, ge=0, le=1)
-    min_recall: float = Field(0.9, ge=0, le=1)
+    max_failures: float = Field(default=0.05, ge=0, le=1)
+    min_recall: float = Field(default=0.9, ge=0, le=1)
     enabled: bool = True
 
 
@@ -66,6 +66,4 @@ class RootRecord(Frozen):
 
 def canonical_json(value: Any) -> bytes:
     """`value` as sorted, compact UTF-8 JSON: equal values, equal bytes."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

@@ -7,7 +7,7 @@ import itertools
 import os
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ STRIKES = 2  # an image that ends the child alone, this often, is the cause
 SHARD_TRIES = 2  # the whole shard, before its images are suspected
 STAGES = ("read", "decode", "network", "write")
 
+Seconds = defaultdict[str, float]  # of thread time, by stage
 Report = Callable[[Any], None]
 Progress = Callable[[int, int], None]  # images done and images failed since the last call
 
@@ -119,23 +120,24 @@ def embed_shard(
     entries = spans.to_pylist()
     rows: dict[int, dict[str, Any]] = {}
 
-    def work(images: Sequence[int]) -> Counter[str]:
-        seconds: Counter[str] = Counter()
+    def work(images: Sequence[int]) -> Seconds:
+        seconds = Seconds(float)
         made = [_read_row(i, entries[i], sources, encoder, lost.get(i), seconds, report) for i in images]
         _embed_rows([(row, pixels) for row, pixels in made if pixels is not None], encoder, seconds)
         rows.update(zip(images, (row for row, _ in made), strict=True))
         report(("done", (images, sum(row["error_kind"] is not None for row, _ in made))))
         return seconds
 
-    seconds = sum((work([image]) for image in suspects), Counter[str]())
+    spent = [work([image]) for image in suspects]
     others = [i for i in range(len(entries)) if i not in set(suspects)]
     batches = [others[start : start + BATCH] for start in range(0, len(others), BATCH)]
     with ThreadPoolExecutor(threads) as pool:
-        seconds += sum(pool.map(work, batches), Counter[str]())
+        spent += pool.map(work, batches)
     started = time.perf_counter()
     store.create(path, encode_part(list(rows.values()), spans, encoder_id, embedding_fingerprint()))
-    seconds["write"] += time.perf_counter() - started
-    return ShardStats(len(rows), sum(row["error_kind"] is not None for row in rows.values()), dict(seconds))
+    seconds = {stage: sum(part[stage] for part in spent) for stage in STAGES}
+    seconds["write"] = time.perf_counter() - started
+    return ShardStats(len(rows), sum(row["error_kind"] is not None for row in rows.values()), seconds)
 
 
 @functools.lru_cache(maxsize=1)
@@ -152,7 +154,7 @@ def _read_row(
     sources: dict[str, Source],
     encoder: Encoder,
     lost: str | None,
-    seconds: Counter[str],
+    seconds: Seconds,
     report: Report,
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """The entry's row, without its embedding, and its pixels as network input (None: the row says why not)."""
@@ -180,7 +182,7 @@ def _read_row(
         return row, None
 
 
-def _embed_rows(pairs: list[tuple[dict[str, Any], np.ndarray]], encoder: Encoder, seconds: Counter[str]) -> None:
+def _embed_rows(pairs: list[tuple[dict[str, Any], np.ndarray]], encoder: Encoder, seconds: Seconds) -> None:
     if not pairs:
         return
     started = time.perf_counter()

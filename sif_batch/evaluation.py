@@ -42,7 +42,7 @@ def judge_rankings(
     rankings: for each query its rows, best first, over the whole collection (rows that are missing count as not
     found); short: the same as a user gets them for k = 10; queries: (q,) rows, labels: (n,).
     """
-    sums = {name: 0.0 for name in ("map", "r_precision", "mrr")}
+    sums = dict.fromkeys(("map", "r_precision", "mrr"), 0.0)
     at = {cut: np.zeros(3) for cut in CUTS}
     count = 0
     sizes = dict(zip(*np.unique(labels.astype(str), return_counts=True), strict=True))
@@ -94,4 +94,3 @@ def evaluate_exact(vectors: np.ndarray, labels: np.ndarray, queries: np.ndarray)
 
     found: Sequence[np.ndarray] = list(rankings())
     return judge_rankings(found, found, queries, labels)
-

@@ -56,12 +56,12 @@ def exact_neighbours(
             distances[query].append(codes.near_distance[at][live >= 0])
     merged = [_merge(r, d, o) for r, d, o in zip(rows, distances, own, strict=True)]
     short = np.array([d[NEIGHBOURS - 1] if len(d) >= NEIGHBOURS else np.inf for _, d in merged])
-    for number in np.flatnonzero((last < short[:, None]).any(axis=0)):
+    for number in np.flatnonzero((last < short[:, None]).any(axis=0)).tolist():
         again = np.flatnonzero(last[:, number] < short)
         codes, released = placed[number]
         _, vectors = read_embeddings(store, quantizer.spec.encoder, parts[number])
         exact = query_distances(quantizer.queries[again], normalise(vectors))
-        for place, query in enumerate(again):
+        for place, query in enumerate(again.tolist()):
             rows[query][number] = released[released >= 0]
             distances[query][number] = exact[released >= 0, place]
             merged[query] = _merge(rows[query], distances[query], own[query])

@@ -69,7 +69,8 @@ def embedding_fingerprint() -> dict[str, str]:
 
 def quantizing_fingerprint() -> dict[str, str]:
     """What the bytes of a quantizer and its codes depend on, beside the vectors."""
-    blas: dict[str, Any] = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload,index]
+    config: Any = np.show_config(mode="dicts")
+    blas = config["Build Dependencies"]["blas"]
     return {
         "blas": f"{blas.get('name')} {blas.get('version')}",
         "faiss": importlib.metadata.version("faiss-cpu"),
@@ -83,7 +84,7 @@ def in_blocks(x: np.ndarray, work: Callable[[np.ndarray], np.ndarray], dtype: ty
 
     BLAS kernels treat the rows at a block's edge apart, so `work` is given zero-padded blocks of 1,024 rows.
     """
-    block = np.zeros((BLOCK_ROWS, x.shape[1]), dtype)
+    block: np.ndarray = np.zeros((BLOCK_ROWS, x.shape[1]), dtype)
     results = []
     for start in range(0, max(len(x), 1), BLOCK_ROWS):
         rows = x[start : start + BLOCK_ROWS]

@@ -60,7 +60,7 @@ def encode_part(rows: list[dict[str, Any]], spans: pa.Table, encoder_id: str, fi
     with pq.ParquetWriter(
         sink,
         table.schema,
-        compression={name: "zstd" for name in LIGHT} | {"embedding.list.element": "none"},
+        compression=dict.fromkeys(LIGHT, "zstd") | {"embedding.list.element": "none"},
         use_dictionary=["source", "version", "error_kind", "error"],
         write_statistics=LIGHT,
         write_page_checksum=True,

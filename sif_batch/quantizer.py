@@ -81,7 +81,7 @@ def choose_family(settings: IndexSettings, rows: int, current: str | None) -> Li
 
 def choose_spec(settings: IndexSettings, family: str, encoder: str, dimension: int, rows: int) -> QuantizerSpec:
     """The shape for this many rows. Raises SifBatchError when there are too few to train it."""
-    common = {"metric": settings.metric, "encoder": encoder, "dimension": dimension}
+    common: dict[str, Any] = {"metric": settings.metric, "encoder": encoder, "dimension": dimension}
     if family == "flat":
         return QuantizerSpec(family="flat", rows="float16", **common)
     trainable = rows * 15 // 16
@@ -93,9 +93,7 @@ def choose_spec(settings: IndexSettings, family: str, encoder: str, dimension: i
     cells = 2 ** int(math.log2(max(1.0, min(1.5 * math.sqrt(rows), trainable / ROWS_PER_CELL))))
     reduced = min(REDUCED, dimension, trainable // 2) // DIMENSIONS_PER_CODE * DIMENSIONS_PER_CODE
     code_bytes = math.ceil(reduced // DIMENSIONS_PER_CODE / 2)
-    return QuantizerSpec(
-        family="ivf-pq", rows="int8", reduced=reduced, cells=cells, code_bytes=code_bytes, **common
-    )
+    return QuantizerSpec(family="ivf-pq", rows="int8", reduced=reduced, cells=cells, code_bytes=code_bytes, **common)
 
 
 def must_retrain(record: QuantizerRecord, settings: IndexSettings, encoder: str, rows: int) -> bool:

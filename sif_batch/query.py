@@ -1,9 +1,9 @@
 """Ask a release what looks like this. Needs numpy, pyarrow, faiss, onnxruntime, Pillow and fsspec; no torch, no Beam.
 
-    from sif_batch.query import Index
-    index = Index.open("s3://bucket/root")
-    for hit in index.search(image="query.jpg", k=10):
-        print(hit.uri, hit.similarity)
+from sif_batch.query import Index
+index = Index.open("s3://bucket/root")
+for hit in index.search(image="query.jpg", k=10):
+    print(hit.uri, hit.similarity)
 """
 
 import functools
@@ -123,7 +123,9 @@ class Index:
         """
         given = [name for name, value in locals().items() if name not in ("self", "k") and value is not None]
         if len(given) != 1:
-            raise SifBatchError(f"search takes one of image, images, vector and key; given: {', '.join(given) or 'none'}")
+            raise SifBatchError(
+                f"search takes one of image, images, vector and key; given: {', '.join(given) or 'none'}"
+            )
         if images is not None:
             return [self._hits(*found) for found in self.ranked(self.embed(images), k)]
         if key is not None:
@@ -151,7 +153,9 @@ class Index:
         for row in range(*(int(np.searchsorted(self._hashes, wanted, side)) for side in ("left", "right"))):  # type: ignore[call-overload]
             if self._images["key"][row].as_py() == key:
                 return row
-        raise SifBatchError(f"no image of the release has the key {key!r}", remedy="keys look like source/folder/name.jpg")
+        raise SifBatchError(
+            f"no image of the release has the key {key!r}", remedy="keys look like source/folder/name.jpg"
+        )
 
     def vectors_of(self, rows: np.ndarray) -> np.ndarray:
         """The kept vectors of some rows at unit length: (n, dimension) float32."""

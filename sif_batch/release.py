@@ -82,7 +82,8 @@ def assemble(
     part, row = live["part"].to_numpy(), live["row"].to_numpy()
     ends = segment_ends(live["hash"].to_numpy(), max_rows)
     starts = np.concatenate([[0], ends[:-1]])
-    rows, code = [], []
+    rows: list[np.ndarray] = []
+    code: list[np.ndarray] = []
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
         folder = into / f"segments/{number:03d}"
         folder.mkdir(parents=True)
@@ -234,16 +235,16 @@ def find_damage(store: Store, folder: str = "") -> list[dict[str, str]]:
         data = store.read(prefix + MANIFEST)
         manifest = json.loads(data)
         files = manifest["files"].items()
+    except FileNotFoundError:
+        return [{"file": prefix + MANIFEST, "reason": "missing"}]
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        return [{"file": prefix + MANIFEST, "reason": reason}]
+        return [{"file": prefix + MANIFEST, "reason": f"cannot be read ({error})"}]
     damaged = []
     name = os.path.basename(store.path(folder))
     if ID.match(name) and hashlib.sha256(data).hexdigest() != name:
         damaged.append({"file": prefix + MANIFEST, "reason": "altered: its sha256 is not the release's id"})
     for path, wanted in files:
-        reason = _damage(store, prefix + path, wanted)
-        if reason:
+        if reason := _damage(store, prefix + path, wanted):
             damaged.append({"file": prefix + path, "reason": reason})
     return damaged
 

@@ -71,9 +71,7 @@ def save_plan(store: Store, encoder_id: str, plan: pa.Table, sources: Sequence[S
         b"sources": canonical_json([source.model_dump(mode="json") for source in sources]),
     }
     sink = io.BytesIO()
-    pq.write_table(
-        plan.replace_schema_metadata(metadata), sink, row_group_size=ROW_GROUP, compression="zstd"
-    )
+    pq.write_table(plan.replace_schema_metadata(metadata), sink, row_group_size=ROW_GROUP, compression="zstd")
     name = digest(sink.getvalue(), 32)
     store.create(f"plans/{name}.parquet", sink.getvalue())
     return name

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -75,9 +75,9 @@ class Store:
     def read(self, name: str) -> bytes:
         return bytes(self.fs.cat_file(self.path(name)))
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> Any:
         """The file for reading at random."""
-        return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
+        return self.fs.open(self.path(name), "rb")
 
     def create(self, name: str, data: bytes) -> bool:
         """Make the file appear, whole; False, and nothing changed, if it already stands."""

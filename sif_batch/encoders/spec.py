@@ -39,9 +39,7 @@ def built_in_spec(name: str) -> EncoderSpec:
     """The specification of an encoder that the package carries. Raises SifBatchError with the nearest names."""
     if name not in BUILT_IN:
         near = difflib.get_close_matches(name, BUILT_IN, n=3, cutoff=0.3) or list(BUILT_IN)
-        raise SifBatchError(
-            f"unknown encoder {name!r}", remedy=f"the nearest that there are: {', '.join(near)}"
-        )
+        raise SifBatchError(f"unknown encoder {name!r}", remedy=f"the nearest that there are: {', '.join(near)}")
     return EncoderSpec.model_validate_json((BUILT_IN[name] / "encoder.json").read_bytes())
 
 

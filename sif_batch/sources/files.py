@@ -78,10 +78,7 @@ def _walk(source: Source) -> Iterator[Found]:
     base = base_of(source.url)
     fs, path = open_filesystem(base)
     wanted = re.compile(glob_translate(source.url)).match if base != source.url else None
-    if is_local(fs):
-        found = _walk_local(path)
-    else:
-        found = _walk_remote(fs, path)
+    found = _walk_local(path) if is_local(fs) else _walk_remote(fs, path)
     for inner, size, version in found:
         if wanted is None or wanted(f"{base.rstrip('/')}/{inner}"):
             yield inner, size, version
@@ -94,7 +91,7 @@ def _walk_local(base: str) -> Iterator[Found]:
         yield os.path.basename(base), stat.st_size, local_version(stat)
         return
     top = os.stat(base)
-    pending = [("", ((top.st_dev, top.st_ino),))]
+    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ((top.st_dev, top.st_ino),))]
     while pending:
         folder, ancestors = pending.pop()
         with os.scandir(os.path.join(base, folder)) as entries:

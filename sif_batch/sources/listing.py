@@ -61,9 +61,7 @@ def listing_names(store: Store) -> list[str]:
     return [f"listings/{name}" for name in reversed(store.sizes("listings"))]
 
 
-def parse_sources(
-    texts: Sequence[str], include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> tuple[Source, ...]:
+def parse_sources(texts: Sequence[str], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[Source, ...]:
     """`[NAME=]PATH_OR_URL` texts as sources; a name defaults to the last path component before any wildcard."""
     sources: dict[str, Source] = {}
     for text in texts:
@@ -83,9 +81,7 @@ def parse_sources(
     return tuple(sources.values())
 
 
-def list_sources(
-    sources: Sequence[Source], on_progress: Callable[[int], None] = lambda found: None
-) -> Listing:
+def list_sources(sources: Sequence[Source], on_progress: Callable[[int], None] = lambda found: None) -> Listing:
     """List every source whole. A source that cannot be listed, or that is empty, stops here."""
     tables, ignored = [], {}
     for source in sources:
