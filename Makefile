@@ -1,0 +1,43 @@
+# make index [SRC=photos] [ROOT=where]: a published similarity index of a folder of photos.
+# make test: everything that is checked on every commit.
+SRC ?= examples/photos
+ROOT ?= build/index
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+INSTALL := $(UV) pip install --quiet --python $(BIN)/python --constraint requirements.txt
+
+.PHONY: index test pins clean
+
+index: $(VENV)/.installed-batch
+	@$(BIN)/sif-batch run "$(SRC)" "$(ROOT)"
+
+test: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow and not engines and not gpu"
+
+# uv resolves and installs this stack many times faster than pip.
+$(UV): requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@touch $(UV)
+
+$(VENV)/.installed-batch: $(UV) setup.py requirements.txt
+	$(INSTALL) --editable '.[batch]'
+	@touch $@
+
+$(VENV)/.installed-test: $(UV) setup.py requirements.txt
+	$(INSTALL) --editable '.[batch,torch,test]'
+	@touch $@ $(VENV)/.installed-batch
+
+# Choose the versions in requirements.txt anew.
+pins: $(UV)
+	$(UV) pip compile --quiet --universal --no-annotate --no-header --upgrade --python-version 3.11 --all-extras \
+		setup.py --output-file requirements.txt
+
+clean:
+	rm -rf $(VENV) build
