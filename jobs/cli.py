@@ -76,7 +76,7 @@ def run(places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: flo
     given = {name: value for name, value in options.items() if value is not None}
     settings = RunSettings(sources=places[:-1], root=places[-1], gate=gate, beam=beam, **given)
     reporter = Reporter(quiet=False)
-    if "--runner=DirectRunner" in beam:
+    if "DirectRunner" in " ".join(beam):
         reporter.say("DirectRunner is run as FnApiRunner")
     result = run_night(settings, reporter)
     if as_json:

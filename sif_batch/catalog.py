@@ -16,6 +16,7 @@ from sif_batch.images import TRANSIENT
 from sif_batch.parts import LIGHT, PART_SCHEMA, part_path, read_light
 from sif_batch.shards import SPAN_SCHEMA
 from sif_batch.sources.files import uri_prefix
+from sif_batch.sources.names import key_of
 from sif_batch.storage import Store
 
 MAX_ATTEMPTS = 3
@@ -47,7 +48,7 @@ def load_catalog(store: Store, encoder_id: str, keep: bool = True) -> Catalog:
 
     def read(part: str) -> tuple[pa.Table, str]:
         with store.open(part_path(encoder_id, part)) as file:
-            table = read_light(file)
+            table = read_light(file, part)
         return table.replace_schema_metadata(None), table.schema.metadata[b"fingerprint"].decode()
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -105,8 +106,12 @@ def _read_cache(store: Store, encoder_id: str) -> Catalog | None:
 def keys_of(entries: pa.Table) -> pa.Array:
     """The key of each entry of a listing: `sources.names.key_of`, for a column at once."""
     joined = pc.binary_join_element_wise(entries["source"], entries["path"], "/")
-    keys = pc.replace_substring(pc.utf8_normalize(joined, form="NFC"), "::", "%3A%3A")
-    return keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
+    joined = joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
+    plain = pc.string_is_ascii(joined)
+    # pyarrow 25's utf8_normalize decomposes where NFC is asked for.
+    others = entries.select(["source", "path"]).filter(pc.invert(plain)).to_pylist()
+    normal = pa.array([key_of(**other) for other in others], pa.string())
+    return pc.replace_with_mask(pc.replace_substring(joined, "::", "%3A%3A"), pc.invert(plain), normal)
 
 
 def find_duplicates(keys: pa.Array) -> np.ndarray:

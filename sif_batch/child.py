@@ -7,6 +7,7 @@ that reports nothing for too long, is noticed within seconds and raised as `Chil
 import contextlib
 import importlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -172,6 +173,7 @@ def close_shared_child() -> None:
 def serve(descriptor: int) -> None:
     """The child's loop: do what is asked until the parent's end of the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    threading.Thread(target=_end_with_parent, args=[descriptor], daemon=True).start()
     pipe = Connection(descriptor)
     sending = threading.Lock()
 
@@ -194,6 +196,14 @@ def serve(descriptor: int) -> None:
         except Exception as error:
             known = error if isinstance(error, SifBatchError | OSError) else None
             send("error", (known, traceback.format_exc()))
+
+
+def _end_with_parent(descriptor: int) -> None:
+    """End this process when the parent's end of the pipe closes, even while an image hangs and reports nothing."""
+    hung_up = select.poll()
+    hung_up.register(descriptor, 0)
+    hung_up.poll()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -71,9 +71,22 @@ def encode_part(rows: list[dict[str, Any]], spans: pa.Table, encoder_id: str, fi
     return sink.getvalue()
 
 
-def read_light(file: BinaryIO) -> pa.Table:
+def read_columns(file: BinaryIO, part: str, columns: list[str], groups: list[int] | None = None) -> pa.Table:
+    """Some columns of a part, of all or some row groups. A damaged part raises SifBatchError."""
+    try:
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        if groups is None:
+            return parquet.read(columns=columns)
+        return parquet.read_row_groups(groups, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise SifBatchError(
+            f"part {part} is damaged ({error})", remedy="remove that file; the next run embeds its images again"
+        ) from error
+
+
+def read_light(file: BinaryIO, part: str) -> pa.Table:
     """All columns of a part but the embedding; the schema's metadata holds its spans and fingerprint."""
-    return pq.ParquetFile(file).read(columns=LIGHT)
+    return read_columns(file, part, LIGHT)
 
 
 def read_embeddings(store: Store, encoder_id: str, part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -83,13 +96,7 @@ def read_embeddings(store: Store, encoder_id: str, part: str) -> tuple[np.ndarra
 
 def embeddings_of(data: bytes, part: str) -> tuple[np.ndarray, np.ndarray]:
     """As `read_embeddings`, from the part's bytes. A damaged part raises SifBatchError."""
-    try:
-        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-        column = file.read(columns=["embedding"])["embedding"].combine_chunks()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise SifBatchError(
-            f"part {part} is damaged ({error})", remedy="remove that file; the next run embeds its images again"
-        ) from error
+    column = read_columns(io.BytesIO(data), part, ["embedding"])["embedding"].combine_chunks()
     good = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False)).astype(np.uint16)
     values = column.flatten().to_numpy()
     vectors = values.reshape(len(good), -1) if len(good) else np.empty((0, 0), np.float16)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from sif_batch.config import Frozen, IndexSettings, SifBatchError, canonical_json
 from sif_batch.kernels import import_faiss, project, quantizing_fingerprint
-from sif_batch.parts import FIRST_ROWS, part_path
+from sif_batch.parts import FIRST_ROWS, part_path, read_columns
 from sif_batch.storage import Store, digest
 
 HELD_OUT_FROM = 15 << 60  # hashes from 15/16 of the range up are never trained on
@@ -132,9 +132,8 @@ def read_rows(store: Store, encoder_id: str, parts: list[str], live: pa.Table, p
     for number in np.unique(part):
         at = np.flatnonzero(part == number)
         with store.open(part_path(encoder_id, parts[number])) as file:
-            parquet = pq.ParquetFile(file)
-            groups = [0] if row[at].max() < FIRST_ROWS else range(parquet.num_row_groups)
-            column = parquet.read_row_groups(groups, columns=["embedding"])["embedding"].combine_chunks()
+            groups = [0] if row[at].max() < FIRST_ROWS else None
+            column = read_columns(file, parts[number], ["embedding"], groups)["embedding"].combine_chunks()
         taken = column.take(pa.array(row[at].astype(np.int64)))
         found = taken.flatten().to_numpy().reshape(len(at), -1)
         if vectors is None:

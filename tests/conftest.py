@@ -1,5 +1,6 @@
 """What tests share: where data lies, small real photos, and a way to call the command line."""
 
+import functools
 import json
 import os
 import shutil
@@ -31,28 +32,30 @@ class Finished:
         return found
 
 
+def run_command(folder: Path, *arguments: object, timeout_s: float = 300) -> Finished:
+    """Run `sif-batch` in `folder` as a user does: another process, exit code, stdout, stderr."""
+    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=env, cwd=folder)
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
 @pytest.fixture
 def sif_batch(tmp_path: Path) -> Callable[..., Finished]:
-    """Run `sif-batch` with some arguments, as a user does: another process, exit code, stdout, stderr."""
-
-    def call(*arguments: object, timeout_s: float = 300, **environment: str) -> Finished:
-        command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
-        env = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=env, cwd=tmp_path)
-        return Finished(done.returncode, done.stdout, done.stderr)
-
-    return call
+    """`run_command` in the test's own folder."""
+    return functools.partial(run_command, tmp_path)
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Callable[[int], Path]:
-    """A folder `photos` of the first n example photos, in their folders."""
+    """A folder `photos` of the first n example photos, in their folders; called again, it is filled up."""
 
     def copy(count: int) -> Path:
         for photo in sorted(PHOTOS.rglob("*.jpg"))[:count]:
             target = tmp_path / "photos" / photo.relative_to(PHOTOS)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(photo, target)
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(photo, target)
         return tmp_path / "photos"
 
     return copy
@@ -68,3 +71,17 @@ def test_data() -> Callable[[str], Path]:
         return DATA / name
 
     return folder
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the repository's own files, times kept, for what builds or writes in it."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True)
+    if listed.returncode:
+        pytest.skip("needs a git checkout")
+    for name in listed.stdout.decode().splitlines():
+        if (REPOSITORY / name).is_file():
+            target = tmp_path / "checkout" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, target)
+    return tmp_path / "checkout"

@@ -87,7 +87,7 @@ def list_sources(sources: Sequence[Source], on_progress: Callable[[int], None] =
     for source in sources:
         paths, sizes, versions, left_out = find_files(source, on_progress)
         if not paths:
-            what = f"; {left_out} files there are ignored by their names" if left_out else ""
+            what = f" (ignored by name: {left_out})" if left_out else ""
             raise SifBatchError(
                 f"{source.url}: no images found{what}",
                 remedy="check the path or the mount; --include takes files in by a glob on their name",

@@ -1,0 +1,132 @@
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from conftest import PHOTOS, REPOSITORY, Finished
+
+from jobs.cli import cli
+
+Run = Callable[..., Finished]
+PIZZA = sorted((PHOTOS / "pizza").iterdir())[0]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ROOT of 60 photos, to read from."""
+    from conftest import run_command
+
+    folder = tmp_path_factory.mktemp("cli")
+    for photo in [*sorted(PHOTOS.rglob("*.jpg"))[:50], *sorted((PHOTOS / "pizza").iterdir())]:
+        target = folder / "photos" / photo.relative_to(PHOTOS)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(photo, target)
+    (folder / "photos/note.txt").write_text("ignored")
+    done = run_command(folder, "run", folder / "photos", folder / "root")
+    assert done.code == 0, done.err
+    for words in ("listed", "embedded", "recall@10", "outcome   published", "release   ", "ask it    sif-batch search"):
+        assert words in done.out
+    assert "ignored by name" in done.out
+    assert re.search(r"embedding: 60 / 60 images, [\d.]+/s, 0 failed, ETA 0 s", done.err)
+    return folder / "root"
+
+
+@pytest.mark.parametrize("name", ["", *cli.commands])
+def test_every_command_and_option_has_help(sif_batch: Run, name: str) -> None:
+    done = sif_batch(*([name] if name else []), "--help")
+    assert done.code == 0 and "Usage: " in done.out
+    command = cli.commands[name] if name else cli
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.opts}"
+            assert parameter.opts[-1] in done.out
+
+
+def test_every_command_is_in_the_readme() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert all(f"| `{name} " in readme for name in cli.commands)
+
+
+def test_search_shows_a_table_and_json(sif_batch: Run, root: Path) -> None:
+    shown = sif_batch("search", root, PIZZA, "-k", 3)
+    assert shown.code == 0 and "similarity" in shown.out
+    assert f"photos/pizza/{PIZZA.name}" in shown.out and "1.0000" in shown.out
+    found = sif_batch("search", root, PIZZA, PIZZA, "-k", 3, "--json").json
+    assert found["release"] == (root / "LATEST").read_text().strip()
+    assert [query["query"] for query in found["queries"]] == [str(PIZZA)] * 2
+    hits = found["queries"][0]["hits"]
+    assert len(hits) == 3 and set(hits[0]) == {"key", "uri", "similarity", "columns"}
+    assert hits[0]["key"] == f"photos/pizza/{PIZZA.name}" and hits[0]["columns"]["folder"] == "pizza"
+    assert Path(hits[0]["uri"]).read_bytes() == PIZZA.read_bytes()
+
+
+def test_search_errors_are_one_line(sif_batch: Run, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.jpg").write_text("no image")
+    for arguments, says in (
+        ((root, tmp_path / "no.jpg"), "not usable as an image: not_an_image"),
+        ((root, tmp_path / "gone.jpg"), "cannot be read"),
+        ((tmp_path, PIZZA), "neither a ROOT nor a release"),
+    ):
+        done = sif_batch("search", *arguments, "--json")
+        assert done.code == 1 and says in done.err and len(done.err.splitlines()) == 1
+        assert done.json["outcome"] == "error" and says in done.json["error"]
+
+
+def test_wrong_usage_exits_2(sif_batch: Run) -> None:
+    for arguments in (["run"], ["search", "x"], ["run", "a", "b", "--workers", "0"], ["nothing"], ["run", "--", "--x"]):
+        done = sif_batch(*arguments)
+        assert done.code == 2 and "Error: " in done.err
+    assert sif_batch("run", "--json").json["outcome"] == "error"
+
+
+def test_status_releases_and_evaluate(sif_batch: Run, root: Path) -> None:
+    status = sif_batch("status", root, "--json").json
+    assert [status[n] for n in ("listed", "good", "failed", "to_do", "open_plans")] == [60, 60, 0, 0, 0]
+    assert status["release"]["n"] == 1 and status["last_run"]["outcome"] == "published"
+    assert "unfinished plans" in sif_batch("status", root).out
+
+    (release,) = sif_batch("releases", root, "--json").json["releases"]
+    assert set(release) == {"n", "id", "time", "rows", "recall_at_10", "bytes", "current"}
+    assert release["current"] and release["rows"] == 60 and release["id"] == status["release"]["release"]
+    assert "current" in sif_batch("releases", root).out
+
+    judged = sif_batch("evaluate", root, "--labels", "folder", "--json").json
+    assert {"n_queries", "precision", "recall", "f1", "map", "r_precision", "mrr", "exact"} <= set(judged)
+    assert judged["n_queries"] == 60 and judged["map"] > 0.5
+    table = sif_batch("evaluate", root, "--labels", "folder").out
+    assert "mAP" in table and "exact float32" in table
+    alone = sif_batch("evaluate", root / "releases" / release["id"], "--labels", "folder", "--json").json
+    assert alone["exact"] is None and alone["map"] == judged["map"]
+    assert "it has: source, folder" in sif_batch("evaluate", root, "--labels", "colour").err
+
+
+def test_verify_names_what_is_damaged(sif_batch: Run, root: Path, tmp_path: Path) -> None:
+    assert sif_batch("verify", root).code == 0
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    release = copy / "releases" / (copy / "LATEST").read_text().strip()
+    with open(release / "segments/000/rows.npy", "r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    (release / "images.arrow").unlink()
+    part = next((copy / "parts").rglob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:-100])
+    found = sif_batch("verify", copy, "--json")
+    assert found.code == 5 and not found.json["ok"]
+    reasons = {Path(damage["file"]).name: damage["reason"] for damage in found.json["damaged"]}
+    assert set(reasons) == {"rows.npy", "images.arrow", part.name}
+    assert reasons["images.arrow"] == "missing" and "sha256" in reasons["rows.npy"]
+    assert "rows.npy" in sif_batch("verify", release).out
+    broken = sif_batch("search", copy, PIZZA)
+    assert broken.code == 1 and "the release is damaged" in broken.err
+
+
+def test_json_is_alone_on_stdout(sif_batch: Run, root: Path) -> None:
+    done = sif_batch("run", root, "--json")
+    assert len(done.out.splitlines()) == 1 and json.loads(done.out)["outcome"] == "unchanged"
