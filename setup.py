@@ -21,6 +21,8 @@ TEST = [
     "setuptools>=77",
 ]
 
+STORES = {"s3": ["s3fs>=2025.3"], "gcs": ["gcsfs>=2025.3"], "azure": ["adlfs>=2024.12"]}
+
 setup(
     name="sif-batch",
     version="0.1.0",
@@ -46,6 +48,6 @@ setup(
         "pydantic>=2.9",
         "rich>=13.9",
     ],
-    extras_require={"batch": BATCH, "torch": TORCH, "test": TEST},
+    extras_require={"batch": BATCH, "torch": TORCH, "test": TEST, **STORES},
     entry_points={"console_scripts": ["sif-batch = jobs.cli:main"]},
 )

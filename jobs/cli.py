@@ -24,7 +24,7 @@ EXIT_DAMAGED = 5
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(sif_batch.__version__, prog_name="sif-batch")
 def cli() -> None:
     """Images in, a published similarity index out, every night.
@@ -63,7 +63,7 @@ def cli() -> None:
 @click.option("--no-gate", is_flag=True, help="Publish whatever the gate says; history records it.")
 @json_option
 def run(places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: float | None, **options: Any) -> None:
-    """The nightly job: list the SOURCEs, embed what is new, index, measure, publish in ROOT.
+    """List, embed what is new, index, measure, publish: the nightly job.
 
     A SOURCE is a directory or glob of image files, a path or an fsspec URL. Without SOURCE, those that ROOT
     records. Options of Beam may follow after --.
@@ -92,7 +92,10 @@ def run(places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: flo
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits for each image.")
 @json_option
 def search(place: str, images: tuple[str, ...], k: int, as_json: bool) -> None:
-    """The images most similar to each IMAGE (a path or fsspec URL)."""
+    """The images most similar to each IMAGE.
+
+    An IMAGE is a path or an fsspec URL.
+    """
     from jobs import search as reader
 
     release, found = reader.search(place, images, k)
@@ -123,7 +126,10 @@ def status(root: str, failures: bool, as_json: bool) -> None:
 @click.argument("place", metavar="ROOT|RELEASE")
 @json_option
 def verify(place: str, as_json: bool) -> None:
-    """Compare every file with its checksum: of a release, or of all that ROOT holds. Exit 5 if one is damaged."""
+    """Compare every file with its checksum.
+
+    The files of a release, or all that ROOT holds. Exit 5 if one is damaged.
+    """
     from jobs import search as reader
 
     report = reader.verify(place)
@@ -158,9 +164,10 @@ def releases(root: str, as_json: bool) -> None:
 )
 @json_option
 def evaluate(place: str, labels: str, max_queries: int, as_json: bool) -> None:
-    """Precision, recall, F1 at k, mAP, R-precision and MRR, each image asked with and itself left out.
+    """Judge a release by labels: precision, recall, mAP, ...
 
-    For a ROOT, beside exact search in float32 with the same vectors.
+    Precision, recall and F1 at k, mAP, R-precision and MRR; each image is asked with and itself left out. For a ROOT,
+    beside exact search in float32 with the same vectors.
     """
     from jobs import search as reader
 
