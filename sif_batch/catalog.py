@@ -17,7 +17,7 @@ from sif_batch.parts import LIGHT, PART_SCHEMA, part_path, read_light
 from sif_batch.shards import SPAN_SCHEMA
 from sif_batch.sources.files import uri_prefix
 from sif_batch.sources.names import key_of
-from sif_batch.storage import Store
+from sif_batch.storage import Store, digest
 
 MAX_ATTEMPTS = 3
 READERS = 8
@@ -53,15 +53,17 @@ def load_catalog(store: Store, encoder_id: str, keep: bool = True) -> Catalog:
 
     with ThreadPoolExecutor(READERS) as pool:
         read_parts = dict(zip(new, pool.map(read, new), strict=True))
-    number = {name: i for i, name in enumerate(names)}
+    if cached is not None:
+        starts = np.searchsorted(cached.rows["part"].to_numpy(), np.arange(len(cached.parts) + 1))
+        light = cached.rows.select(LIGHT)
     tables = [CATALOG_SCHEMA.empty_table()]
-    if cached is not None and cached.parts:
-        moved = np.array([number.get(part, -1) for part in cached.parts], np.int32)
-        part = moved[cached.rows["part"].to_numpy()]
-        rows = cached.rows.set_column(0, "part", pa.array(part, pa.int32()))
-        tables.append(rows.filter(pa.array(part >= 0)).cast(CATALOG_SCHEMA))
-    for name, (table, _) in read_parts.items():
-        own = [pa.repeat(pa.scalar(number[name], pa.int32()), len(table)), np.arange(len(table), dtype=np.uint16)]
+    for number, name in enumerate(names):
+        if name in read_parts:
+            table = read_parts[name][0]
+        else:
+            start, end = starts[known[name]], starts[known[name] + 1]
+            table = light.slice(start, end - start)
+        own = [pa.repeat(pa.scalar(number, pa.int32()), len(table)), np.arange(len(table), dtype=np.uint16)]
         tables.append(pa.table([*own, *table.columns], schema=CATALOG_SCHEMA))
     fingerprints = [
         read_parts[name][1] if name in read_parts else cached.fingerprints[known[name]]  # type: ignore[union-attr]
@@ -86,20 +88,23 @@ def _write_cache(store: Store, encoder_id: str, catalog: Catalog) -> None:
     }
     sink = io.BytesIO()
     table = catalog.rows.replace_schema_metadata(metadata)
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, sink, compression="zstd")
     store.replace(_cache_path(encoder_id), sink.getvalue())
+    store.replace(_cache_path(encoder_id) + ".sha256", digest(sink.getvalue()).encode())
 
 
 def _read_cache(store: Store, encoder_id: str) -> Catalog | None:
     """The cached catalog; None where there is none or it cannot be read: it is only a cache."""
     try:
-        data = io.BytesIO(store.read(_cache_path(encoder_id)))
-        table = pq.read_table(data, page_checksum_verification=True)
+        data = store.read(_cache_path(encoder_id))
+        if store.read(_cache_path(encoder_id) + ".sha256") != digest(data).encode():
+            return None
+        table = pq.read_table(io.BytesIO(data))
         metadata = table.schema.metadata
         distinct = json.loads(metadata[b"distinct"])
         fingerprints = [distinct[i] for i in json.loads(metadata[b"fingerprints"])]
         return Catalog(json.loads(metadata[b"parts"]), fingerprints, table.cast(CATALOG_SCHEMA))
-    except (OSError, KeyError, ValueError, pa.ArrowException):
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):
         return None
 
 
@@ -226,7 +231,8 @@ def live_rows(
     rows = catalog.rows.take(live[picked])
     prefixes = {source.name: uri_prefix(source) for source in sources}
     names = rows["source"].unique().to_pylist()
-    prefix = pa.array([prefixes[name] for name in names]).take(pc.index_in(rows["source"], pa.array(names)))
+    place = pc.index_in(rows["source"], pa.array(names, pa.string()))
+    prefix = pa.array([prefixes[name] for name in names], pa.string()).take(place)
     rows = rows.append_column("uri", pc.binary_join_element_wise(prefix, rows["path"], ""))
     return rows.take(pc.sort_indices(rows, [("hash", "ascending"), ("key", "ascending")])).combine_chunks()
 

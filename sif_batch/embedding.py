@@ -27,7 +27,7 @@ from sif_batch.sources.files import local_version, open_source
 from sif_batch.sources.names import hash_of, key_of, local_of
 from sif_batch.storage import Store, is_local
 
-BATCH = 8
+BATCH = 4  # larger ones are slower and hold more memory: 128 MB for two threads at 1, 788 MB at 32
 MAX_BYTES = 512 * 2**20
 STRIKES = 2  # an image that ends the child alone, this often, is the cause
 SHARD_TRIES = 2  # the whole shard, before its images are suspected

@@ -1,8 +1,10 @@
 """Bytes to pixels, or the reason why not: one kind of a short closed list, and a message."""
 
 import io
+import math
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,18 +48,20 @@ class Decoded:
     height: int
 
 
-def decode(data: bytes, at_least: int | None = None, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode(
+    data: bytes, at_least: int | None = None, side: Callable[..., int] = min, max_pixels: int = MAX_PIXELS
+) -> Decoded:
     """Decode the first frame as RGB, upright by its EXIF orientation.
 
-    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides stay `at_least` pixels.
-    Raises ImageError.
+    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its shorter (side=min) or longer (max) side stays
+    `at_least` pixels. Raises ImageError.
     """
     if not data:
         raise ImageError("not_an_image", "the file is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _decode(data, at_least, max_pixels)
+            return _decode(data, at_least, side, max_pixels)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -68,13 +72,14 @@ def decode(data: bytes, at_least: int | None = None, max_pixels: int = MAX_PIXEL
         raise ImageError(_kind_of(error), f"{type(error).__name__}: {error}"[:500]) from error
 
 
-def _decode(data: bytes, at_least: int | None, max_pixels: int) -> Decoded:
+def _decode(data: bytes, at_least: int | None, side: Callable[..., int], max_pixels: int) -> Decoded:
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError("too_large", f"{width} x {height} pixels; the limit is {max_pixels}")
         if at_least is not None and image.format == "JPEG":
-            image.draft("RGB", (at_least, at_least))
+            factor = at_least / side(width, height)
+            image.draft("RGB", (math.ceil(width * factor), math.ceil(height * factor)))
         image.load()
         if image.getexif().get(ORIENTATION, 1) in QUARTER_TURNS:
             width, height = height, width

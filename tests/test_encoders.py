@@ -1,4 +1,5 @@
 import difflib
+import io
 import json
 import subprocess
 import sys
@@ -88,8 +89,29 @@ def test_input_has_its_size_whatever_the_image(size: tuple[int, int], fit: str) 
     prepared = Encoder(spec, BUILT_IN[DEFAULT] / "model.onnx").prepare(image)
     assert prepared.shape == (224, 224, 3) and prepared.dtype == np.uint8
     assert prepared[112, 112].tolist() == [10, 20, 30]
-    corner = (spec.pad_value,) * 3 if fit == "pad" and size[0] != size[1] else (10, 20, 30)
-    assert prepared[0, 0].tolist() == list(corner)
+    assert prepared[0, 0].tolist() == [10, 20, 30]
+
+
+def test_padding_has_the_mean_colour_of_the_border(encoder: Encoder) -> None:
+    image = Image.new("RGB", (224, 112), (200, 0, 100))
+    image.paste((255, 255, 255), (1, 1, 223, 111))
+    image.paste((0, 0, 0), (0, 0, 224, 1))
+    prepared = encoder.prepare(image)
+    expected = np.rint(np.array([200, 0, 100]) * (224 + 112 * 2 - 2) / (2 * 224 + 2 * 112)).astype(np.uint8)
+    assert (prepared[:56] == expected).all() and (prepared[-56:] == expected).all()
+    assert (prepared[56:168] == np.asarray(image)).all()
+
+
+def test_a_large_jpeg_is_reduced_while_decoding_and_its_size_is_kept(encoder: Encoder) -> None:
+    large = Image.open(SOME[0]).convert("RGB").resize((1600, 1200))
+    data = io.BytesIO()
+    large.save(data, "JPEG", quality=95)
+    reduced, width, height = encoder.read_image(data.getvalue())
+    assert (width, height) == (1600, 1200)
+    whole = encoder.prepare(Image.open(io.BytesIO(data.getvalue())))
+    a, b = encoder.embed(np.stack([reduced, whole]))
+    assert not np.array_equal(reduced, whole)
+    assert float(a @ b) / np.linalg.norm(a) / np.linalg.norm(b) > 0.995
 
 
 def test_the_id_is_a_digest_of_the_specification() -> None:

@@ -25,8 +25,8 @@ class EncoderSpec(Frozen):
     fit: Literal["crop", "pad"]
     resize_to: int  # crop: the shorter side, pad: the longer side, in pixels
     resample: Literal["bilinear", "bicubic"]
-    pad_value: int = 127
-    decoding: int = 1  # number of the rules in images.py: reduced JPEG, first frame, EXIF, white background
+    padding: Literal["border-mean"] = "border-mean"  # pad: the colour around the image
+    decoding: int = 1  # number of the rules in images.py and runtime.py, raised when they change a pixel
     pooling: Literal["avg"]
     precision: Literal["fp32"]
 
