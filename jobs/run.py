@@ -16,7 +16,7 @@ from jobs.settings import RunSettings, decide_record, usable_cores
 from sif_batch.config import SifBatchError, canonical_json
 from sif_batch.encoders import install_encoder
 from sif_batch.kernels import cpu_flags, instruction_set
-from sif_batch.release import read_top
+from sif_batch.release import cache_latest, read_top
 from sif_batch.sources import list_sources
 from sif_batch.storage import Store
 
@@ -35,11 +35,13 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
             reporter.say(f"listing {source.url}")
         listing = list_sources(record.sources, lambda found: reporter.say(f"listing: {found} found"))
     # Nothing was written before this line.
-    store.sweep("", "listings", "plans", "catalog", "releases", "history", f"parts/{record.encoder}")
+    store.sweep()
     install_encoder(store, spec)
     store.replace("root.json", record.canonical())
     listing_name = listing.save(store)
     parent = read_top(store)
+    if parent is not None:
+        cache_latest(store, parent)
     result: dict[str, Any] = {"outcome": "error", "release": None}
     try:
         with timed(seconds, "embed"):

@@ -4,7 +4,8 @@ Definitions as in Manning, Raghavan, Schuetze: Introduction to Information Retri
 a query are the other images of its label; each figure is the mean over queries that have at least one.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from sif_batch.query import Index
 
 CUTS = (1, 5, 10)
 MAX_QUERIES = 10_000
-BLOCK = 256
+BLOCK = 16  # queries at a time: each is compared with every row
 
 
 def labels_of(index: Index, name: str) -> np.ndarray:
@@ -71,13 +72,13 @@ def judge_rankings(
 
 def evaluate_release(index: Index, labels: np.ndarray, queries: np.ndarray) -> dict[str, Any]:
     """The figures of a release at its operating point; a query is itself left out."""
-    rankings, short = [], []
-    for start in range(0, len(queries), BLOCK):
-        rows = queries[start : start + BLOCK]
-        vectors = index.vectors_of(rows)
-        rankings += [found for found, _ in index.ranked(vectors, len(index), rows)]
-        short += [found for found, _ in index.ranked(vectors, max(CUTS), rows)]
-    return judge_rankings(rankings, short, queries, labels)
+
+    def ask(k: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(queries), BLOCK):
+            rows = queries[start : start + BLOCK]
+            yield from (found for found, _ in index.ranked(index.vectors_of(rows), k, rows))
+
+    return judge_rankings(ask(len(index)), ask(max(CUTS)), queries, labels)
 
 
 def evaluate_exact(vectors: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> dict[str, Any]:
@@ -85,12 +86,12 @@ def evaluate_exact(vectors: np.ndarray, labels: np.ndarray, queries: np.ndarray)
     x = vectors.astype(np.float32)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
 
-    def rankings() -> Iterable[np.ndarray]:
+    def rankings() -> Iterator[np.ndarray]:
         for start in range(0, len(queries), BLOCK):
             rows = queries[start : start + BLOCK]
             similarities = x[rows] @ x.T
             similarities[np.arange(len(rows)), rows] = -np.inf
             yield from np.argsort(-similarities, axis=1, kind="stable")[:, :-1]
 
-    found: Sequence[np.ndarray] = list(rankings())
-    return judge_rankings(found, found, queries, labels)
+    found, same = itertools.tee(rankings())
+    return judge_rankings(found, same, queries, labels)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from sif_batch.codes import Codes, query_distances
+from sif_batch.codes import query_distances
 from sif_batch.config import GateSettings
 from sif_batch.parts import read_embeddings
 from sif_batch.quantizer import NEIGHBOURS, Quantizer, normalise
 from sif_batch.query import Index, OperatingPoint
+from sif_batch.release import Placed
 from sif_batch.storage import Store
 
 K = 10
@@ -34,31 +35,31 @@ class Truth:
 
 
 def exact_neighbours(
-    store: Store, quantizer: Quantizer, parts: Sequence[str], placed: list[tuple[Codes, np.ndarray]], own: np.ndarray
+    store: Store, quantizer: Quantizer, parts: Sequence[str], placed: Sequence[Placed], own: np.ndarray
 ) -> Truth:
     """Merge the neighbours that each part keeps, and look again into a part whose list may have been too short.
 
-    parts: the names of the parts that `placed` (codes and release rows, -1 for dead) is about; own: see Truth.
+    parts: the names of the parts that `placed` is about; own: see Truth.
     """
     count = len(quantizer.queries)
     rows: list[list[np.ndarray]] = [[] for _ in range(count)]
     distances: list[list[np.ndarray]] = [[] for _ in range(count)]
     last = np.full((count, len(placed)), np.inf, np.float32)  # where a part's list breaks off
-    for number, (codes, released) in enumerate(placed):
-        order = np.argsort(codes.near[:, 1], kind="stable")
-        bounds = np.searchsorted(codes.near[order, 1], np.arange(count + 1))
+    for number, part in enumerate(placed):
+        order = np.argsort(part.near[:, 1], kind="stable")
+        bounds = np.searchsorted(part.near[order, 1], np.arange(count + 1))
         for query in range(count):
             at = order[bounds[query] : bounds[query + 1]]
-            if len(at) < len(codes.numbers):
-                last[query, number] = codes.near_distance[at].max(initial=0)
-            live = released[codes.near[at, 0]]
+            if len(at) < len(part.released):
+                last[query, number] = part.near_distance[at].max(initial=0)
+            live = part.released[part.near[at, 0]]
             rows[query].append(live[live >= 0])
-            distances[query].append(codes.near_distance[at][live >= 0])
+            distances[query].append(part.near_distance[at][live >= 0])
     merged = [_merge(r, d, o) for r, d, o in zip(rows, distances, own, strict=True)]
     short = np.array([d[NEIGHBOURS - 1] if len(d) >= NEIGHBOURS else np.inf for _, d in merged])
     for number in np.flatnonzero((last < short[:, None]).any(axis=0)).tolist():
         again = np.flatnonzero(last[:, number] < short)
-        codes, released = placed[number]
+        released = placed[number].released
         _, vectors = read_embeddings(store, quantizer.spec.encoder, parts[number])
         exact = query_distances(quantizer.queries[again], normalise(vectors))
         for place, query in enumerate(again.tolist()):

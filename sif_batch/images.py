@@ -8,13 +8,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
 BACKGROUND = (255, 255, 255)  # what shows through transparency
 
 ORIENTATION = 0x0112  # EXIF tag
 QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap width and height
+# Not ImageOps.exif_transpose: it writes the EXIF anew, which odd tags make fail.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Nothing but other bytes changes these ...
 PERMANENT = (
@@ -81,15 +91,23 @@ def _decode(data: bytes, at_least: int | None, side: Callable[..., int], max_pix
             factor = at_least / side(width, height)
             image.draft("RGB", (math.ceil(width * factor), math.ceil(height * factor)))
         image.load()
-        if image.getexif().get(ORIENTATION, 1) in QUARTER_TURNS:
+        if orientation_of(image) in QUARTER_TURNS:
             width, height = height, width
         return Decoded(upright_rgb(image), width, height)
 
 
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where the EXIF cannot be read: its pixels can."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)  # type: ignore[no-any-return]
+    except PILLOW_ERRORS:
+        return 1
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says, as RGB."""
-    turned = image.getexif().get(ORIENTATION, 1) in range(2, 9)
-    return to_rgb(ImageOps.exif_transpose(image) if turned else image)
+    turn = TURNS.get(orientation_of(image))
+    return to_rgb(image if turn is None else image.transpose(turn))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -114,7 +132,7 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
         high, low = 255.0, 0.0
     elif low >= 0 and high <= 65535:
         high, low = 65535.0, 0.0
-    return np.round((values - low) * (255 / (high - low))).astype(np.uint8)
+    return np.round((values - low) * (255 / (high - low or 1))).astype(np.uint8)
 
 
 def _kind_of(error: BaseException) -> str:

@@ -29,6 +29,7 @@ from sif_batch.sources.names import hash_of
 from sif_batch.storage import Store, digest, open_filesystem, sha256_of
 
 BLOCK = 8192
+SCORES_AT_ONCE = 2**24  # ranked rows in memory: queries x k
 PER_HIT = 4  # codes scanned and rows re-ranked for each hit asked for, where that is more than the operating point
 PLAIN = ("key", "hash", "uri", "sha256")  # what is no column of a hit
 
@@ -195,10 +196,11 @@ class Index:
         wanted = min(k + 1, len(self))  # one more, for the row to leave out
         exhaustive, point = self._effort(wanted, point or self.point)
         found = []
-        for start in range(0, len(queries), 256):
-            block = queries[start : start + 256]
+        at_once = max(1, min(256, SCORES_AT_ONCE // wanted))
+        for start in range(0, len(queries), at_once):
+            block = queries[start : start + at_once]
             ranked = self._scan(block, wanted) if exhaustive else self._probe(block, wanted, point)
-            for (rows, similarities), left_out in zip(ranked, without[start : start + 256], strict=True):
+            for (rows, similarities), left_out in zip(ranked, without[start : start + at_once], strict=True):
                 kept = rows != left_out
                 found.append((rows[kept][:k], similarities[kept][:k]))
         return found

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.codes import Codes, read_codes
+from sif_batch.codes import read_codes
 from sif_batch.config import SifBatchError, Source, canonical_json
 from sif_batch.kernels import import_faiss
 from sif_batch.quantizer import Quantizer, array_bytes
@@ -70,13 +71,22 @@ def segment_ends(hashes: np.ndarray, max_rows: int) -> np.ndarray:
         bits += 1
 
 
+@dataclass(frozen=True)
+class Placed:
+    """What the gate needs of a part: near and near_distance as in Codes; released: (n,) the release row of each
+    row of its codes, -1 for a dead one."""
+
+    near: np.ndarray
+    near_distance: np.ndarray
+    released: np.ndarray
+
+
 def assemble(
     store: Store, into: Path, quantizer: Quantizer, parts: Sequence[str], live: pa.Table, max_rows: int = SEGMENT_ROWS
-) -> list[tuple[Codes, np.ndarray]]:
+) -> list[Placed]:
     """Write segments, images.arrow, quantizer and encoder of a release; the codes of the live rows must stand.
 
-    live: catalog rows with uri, in order of (hash, key). Returns for each part with live rows its codes and the
-    release row of each of them, -1 for dead ones.
+    live: catalog rows with uri, in order of (hash, key). Returns what the gate needs of each part with live rows.
     """
     spec = quantizer.spec
     part, row = live["part"].to_numpy(), live["row"].to_numpy()
@@ -110,7 +120,7 @@ def assemble(
             code[s][at[mine] - starts[s]] = codes.code[source[mine]]
         released = np.full(len(codes.numbers), -1, np.int64)
         released[source] = at
-        placed.append((codes, released))
+        placed.append(Placed(codes.near, codes.near_distance, released))
 
     for number, (segment_rows, segment_code) in enumerate(zip(rows, code, strict=True)):
         if isinstance(segment_rows, np.memmap):
@@ -224,8 +234,15 @@ def publish(store: Store, release: str, parent: dict[str, Any] | None, gate: str
             f"another run published release {entry['n']} of {store.url} in the meantime",
             remedy="run the same command again; the work is kept",
         )
-    store.replace("LATEST", f"{release}\n".encode())
+    cache_latest(store, entry)
     return entry
+
+
+def cache_latest(store: Store, top: dict[str, Any]) -> None:
+    """LATEST: the release of history's top, as one line. A run killed right after publishing leaves it behind."""
+    line = f"{top['release']}\n".encode()
+    if not store.exists("LATEST") or store.read("LATEST") != line:
+        store.replace("LATEST", line)
 
 
 def find_damage(store: Store, folder: str = "") -> list[dict[str, str]]:

@@ -165,14 +165,13 @@ class Store:
                 remedy="give a ROOT in a folder that this user may write",
             ) from error
 
-    def sweep(self, *folders: str) -> None:
-        """Remove temporary files that a killed process left in these folders."""
+    def sweep(self) -> None:
+        """Remove temporary files and folders that a killed process left."""
         if not self.local:
             return
-        for folder in folders:
-            for found in Path(self.path(folder)).glob(TEMPORARY + "*"):
-                if _is_abandoned(found):
-                    shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
+        for found in list(Path(self.base).rglob(TEMPORARY + "*")):
+            if _is_abandoned(found):
+                shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
 
     def _write_temporary(self, name: str, data: bytes) -> str:
         folder = os.path.dirname(self.path(name))
