@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 BATCH = ["apache-beam>=2.77", "threadpoolctl>=3.5"]
-TORCH = ["torch>=2.5", "onnx>=1.17", "onnxscript>=0.5"]
+TORCH = ["torch>=2.6", "torchvision>=0.21", "onnx>=1.17", "onnxscript>=0.5"]
+TIMM = [*TORCH, "timm>=1.0.15"]
 TEST = [
     "duckdb>=1.1",
     "efficientnet-lite-pytorch==0.1.0",
@@ -35,7 +36,7 @@ setup(
     packages=find_packages(include=["sif_batch", "sif_batch.*", "pipelines", "pipelines.*", "jobs", "jobs.*"]),
     package_data={
         "sif_batch": ["py.typed"],
-        "sif_batch.encoders": ["*/model.onnx", "*/encoder.json", "*/LICENSE"],
+        "sif_batch.encoders": ["*/model.onnx", "*/encoder.json", "*/LICENSE", "photos/*"],
     },
     install_requires=[
         "click>=8.1",
@@ -48,6 +49,6 @@ setup(
         "pydantic>=2.9",
         "rich>=13.9",
     ],
-    extras_require={"batch": BATCH, "torch": TORCH, "test": TEST, **STORES},
+    extras_require={"batch": BATCH, "torch": TORCH, "timm": TIMM, "test": TEST, **STORES},
     entry_points={"console_scripts": ["sif-batch = jobs.cli:main"]},
 )

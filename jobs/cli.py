@@ -23,6 +23,39 @@ EXIT_DAMAGED = 5
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
 
+ENCODER_OPTIONS = (
+    click.option(
+        "--encoder",
+        metavar="NAME|FILE.onnx",
+        help="The network to embed with: a name that `sif-batch encoders` lists, timm:NAME, or your own ONNX file. "
+        "ROOT records it. Default: efficientnet_lite0.",
+    ),
+    click.option("--weights", metavar="FILE_OR_URL", help="A state dict for that network, instead of its own weights."),
+    click.option("--random-weights", is_flag=True, default=None, help="Leave the network untrained."),
+    click.option(
+        "--preprocess",
+        metavar="SPEC",
+        help="TOML or JSON file: size, fit, resize, filter, mean, std, order (rgb, bgr), range (1, 255), pooling, ...",
+    ),
+    click.option("--fit", type=click.Choice(["crop", "pad"]), help="Crop images to a square, or pad them."),
+    click.option(
+        "--pooling",
+        type=click.Choice(["avg", "gem", "max", "cls", "own"]),
+        help="How the network's last map becomes a vector. Default: as the network does itself.",
+    ),
+    click.option(
+        "--views",
+        type=click.Choice(["none", "flip", "scales", "flip+scales"]),
+        help="Average over the mirror image, over three scales, or both: 2, 3 or 6 times the work.",
+    ),
+)
+
+
+def encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(ENCODER_OPTIONS):
+        command = option(command)
+    return command
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(sif_batch.__version__, prog_name="sif-batch")
@@ -35,7 +68,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("places", nargs=-1, required=True, metavar="[[NAME=]SOURCE]... ROOT [-- BEAM OPTIONS]")
-@click.option("--encoder", help="The network to embed with; ROOT records it. Default: efficientnet_lite0.")
+@encoder_options
 @click.option(
     "--family",
     type=click.Choice(["auto", "flat", "ivf-pq"]),
@@ -70,11 +103,15 @@ def run(places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: flo
     """
     from jobs.run import run as run_night
     from jobs.settings import RunSettings
+    from sif_batch.encoders.choose import EncoderRequest
 
     places, beam = split_beam_options(places)
     gate = GateSettings(enabled=not no_gate, **({} if max_failures is None else {"max_failures": max_failures}))
     given = {name: value for name, value in options.items() if value is not None}
-    settings = RunSettings(sources=places[:-1], root=places[-1], gate=gate, beam=beam, **given)
+    if "views" in given:
+        given["views"] = tuple(view for view in given["views"].split("+") if view != "none")
+    encoder = EncoderRequest(**{name: given.pop(name) for name in EncoderRequest.model_fields if name in given})
+    settings = RunSettings(sources=places[:-1], root=places[-1], encoder=encoder, gate=gate, beam=beam, **given)
     reporter = Reporter(quiet=False)
     if "DirectRunner" in " ".join(beam):
         reporter.say("DirectRunner is run as FnApiRunner")

@@ -12,12 +12,13 @@ import sif_batch
 from jobs.embed import Embedded, embed_collection
 from jobs.index import index_collection
 from jobs.progress import Reporter
-from jobs.settings import RunSettings, decide_record, usable_cores
-from sif_batch.config import SifBatchError, canonical_json
+from jobs.settings import RunSettings, decide_record, read_record, usable_cores
+from sif_batch.catalog import load_catalog, standing_rows
+from sif_batch.config import RootRecord, SifBatchError, canonical_json
 from sif_batch.encoders import install_encoder
 from sif_batch.kernels import cpu_flags, instruction_set
 from sif_batch.release import cache_latest, read_top
-from sif_batch.sources import list_sources
+from sif_batch.sources import Listing, list_sources
 from sif_batch.storage import Store
 
 
@@ -28,15 +29,17 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
     settings = settings.model_copy(update={"beam": tuple(check_options(settings.beam))})
     seconds: dict[str, float] = {}
     store = Store(settings.root)
-    record, spec = decide_record(store, settings)
     store.check_writable()
+    record, chosen = decide_record(store, settings, reporter.say)
     with timed(seconds, "list"):
         for source in record.sources:
             reporter.say(f"listing {source.url}")
         listing = list_sources(record.sources, lambda found: reporter.say(f"listing: {found} found"))
+    say_cost(store, record, listing, settings, reporter)
     # Nothing was written before this line.
     store.sweep()
-    install_encoder(store, spec)
+    install_encoder(store, chosen.spec, chosen.model)
+    del chosen
     store.replace("root.json", record.canonical())
     listing_name = listing.save(store)
     parent = read_top(store)
@@ -82,6 +85,19 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
         return result
     finally:
         write_run(store, settings, listing_name, parent, result)
+
+
+def say_cost(store: Store, record: RootRecord, listing: Listing, settings: RunSettings, reporter: Reporter) -> None:
+    """Say what another encoder than ROOT's costs, before it is paid."""
+    old = read_record(store)
+    if old is None or old.encoder == record.encoder:
+        return
+    catalog = load_catalog(store, record.encoder, keep=False)
+    todo = int(standing_rows(listing.entries, catalog, settings.max_attempts).todo.sum())
+    reporter.say(
+        f"another encoder, {record.encoder} in place of {old.encoder}: "
+        f"{todo} of {len(listing.entries)} images will be embedded again"
+    )
 
 
 @contextmanager

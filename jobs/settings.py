@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from sif_batch.catalog import MAX_ATTEMPTS
 from sif_batch.config import LAYOUT, Family, Frozen, GateSettings, IndexSettings, RootRecord, SifBatchError, Source
-from sif_batch.encoders.spec import DEFAULT, EncoderSpec, built_in_spec, read_spec
+from sif_batch.encoders.choose import Chosen, EncoderRequest, Say, choose_encoder
 from sif_batch.shards import MAX_SHARD_IMAGES, SHARD_IMAGES
 from sif_batch.sources import parse_sources
 from sif_batch.sources.files import base_of
@@ -27,7 +27,7 @@ class RunSettings(Frozen):
     root: str
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    encoder: str | None = None
+    encoder: EncoderRequest = EncoderRequest()
     family: Family | None = None
     workers: int = Field(default_factory=usable_cores, ge=1)
     shard_images: int = Field(default=SHARD_IMAGES, ge=1, le=MAX_SHARD_IMAGES)
@@ -68,7 +68,7 @@ def open_root(url: str) -> tuple[Store, RootRecord]:
     return store, record
 
 
-def decide_record(store: Store, settings: RunSettings) -> tuple[RootRecord, EncoderSpec]:
+def decide_record(store: Store, settings: RunSettings, say: Say = lambda text: None) -> tuple[RootRecord, Chosen]:
     """What ROOT will record: its own choices, with what was asked for put in their place. Writes nothing."""
     old = read_record(store)
     if old is None and not settings.sources:
@@ -79,20 +79,12 @@ def decide_record(store: Store, settings: RunSettings) -> tuple[RootRecord, Enco
     given = parse_sources(settings.sources, settings.include, settings.exclude)
     merged = {source.name: source for source in (*(old.sources if old else ()), *given)}
     check_apart(store, list(merged.values()))
-    spec = choose_encoder(store, old, settings.encoder)
+    chosen = choose_encoder(store, old.encoder if old else None, settings.encoder, say)
     index = old.index if old else IndexSettings()
     if settings.family is not None:
         index = IndexSettings(family=settings.family, metric=index.metric)
     sources = tuple(merged[name] for name in sorted(merged))
-    return RootRecord(sources=sources, encoder=spec.id, index=index), spec
-
-
-def choose_encoder(store: Store, old: RootRecord | None, name: str | None) -> EncoderSpec:
-    """The encoder of record, unless another one is asked for by name."""
-    if old is None:
-        return built_in_spec(name or DEFAULT)
-    recorded = read_spec(store, f"encoders/{old.encoder}")
-    return recorded if name in (None, recorded.name) else built_in_spec(str(name))
+    return RootRecord(sources=sources, encoder=chosen.spec.id, index=index), chosen
 
 
 def check_apart(store: Store, sources: Sequence[Source]) -> None:

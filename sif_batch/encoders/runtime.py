@@ -10,7 +10,12 @@ from sif_batch.config import SifBatchError
 from sif_batch.encoders.spec import EncoderSpec
 from sif_batch.images import decode
 
-RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+RESAMPLE = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+SCALES = (1.0, 2**0.5, 2**-0.5)  # of the view "scales": how far an image is enlarged in the network's square
 SIDE = {"crop": min, "pad": max}  # the side of an image that is scaled to `resize_to`
 JPEG_MARGIN = 2  # a JPEG is decoded to so many times the scaled size at least: costs .001 mAP, 1 would cost .004
 
@@ -18,36 +23,40 @@ JPEG_MARGIN = 2  # a JPEG is decoded to so many times the scaled size at least: 
 class Encoder:
     """A loaded network. Safe to call from several threads at once; a vector's bits do not depend on its batch."""
 
-    def __init__(self, spec: EncoderSpec, model: Path | str):
+    def __init__(self, spec: EncoderSpec, model: Path | str | None):
+        """model: an ONNX file; None for one that only reads images."""
         self.spec = spec
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1  # threads are the caller's: one image batch each
-        options.inter_op_num_threads = 1
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL  # another level, other bits
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises its own untyped exceptions
-            raise SifBatchError(
-                f"{model}: the network cannot be loaded ({str(error).splitlines()[0][:200]})",
-                remedy="sif-batch verify says whether the file is damaged",
-            ) from error
+        self._session = None if model is None else open_session(model)
 
     def read_image(self, data: bytes) -> tuple[np.ndarray, int, int]:
-        """An encoded image as network input, (s, s, 3) uint8 RGB, and its width and height. Raises ImageError."""
+        """An encoded image as `prepare` gives it, and its width and height. Raises ImageError."""
         decoded = decode(data, JPEG_MARGIN * self.spec.resize_to, SIDE[self.spec.fit])
         return self.prepare(decoded.pixels), decoded.width, decoded.height
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """An RGB image as network input, (s, s, 3) uint8: cropped from its centre, or padded around."""
+        """An RGB image as network input, (s, s, 3) uint8; with views, all of them: (v, s, s, 3)."""
+        views = self.spec.views
+        if not views:
+            return self._square(image, 1.0)
+        squares = [self._square(image, scale) for scale in (SCALES if "scales" in views else SCALES[:1])]
+        if "flip" in views:
+            squares += [square[:, ::-1] for square in squares]
+        return np.stack(squares)
+
+    def _square(self, image: Image.Image, enlarge: float) -> np.ndarray:
+        """(s, s, 3) uint8: cropped from the image's centre, or padded around; what does not fit is cut off."""
         spec, size = self.spec, self.spec.input_size
-        scale = spec.resize_to / SIDE[spec.fit](image.size)
-        if spec.fit == "crop":
+        scale = enlarge * spec.resize_to / SIDE[spec.fit](image.size)
+        if spec.fit == "crop" and enlarge >= 1:
+            centre = _centred(image.size, size / scale)
+            return np.asarray(image.resize((size, size), RESAMPLE[spec.resample], centre))
+        if enlarge == 1:
+            box, seen = None, (float(image.width), float(image.height))
+        else:
             box = _centred(image.size, size / scale)
-            return np.asarray(image.resize((size, size), RESAMPLE[spec.resample], box))
-        scaled = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        pixels = np.asarray(image.resize(scaled, RESAMPLE[spec.resample]))
+            seen = (box[2] - box[0], box[3] - box[1])
+        scaled = (_side(seen[0] * scale, size), _side(seen[1] * scale, size))
+        pixels = np.asarray(image.resize(scaled, RESAMPLE[spec.resample], box))
         square = np.empty((size, size, 3), np.uint8)
         square[:] = _border_mean(pixels)
         left, top = (size - scaled[0]) // 2, (size - scaled[1]) // 2
@@ -55,9 +64,41 @@ class Encoder:
         return square
 
     def embed(self, batch: np.ndarray) -> np.ndarray:
-        """(n, s, s, 3) uint8 to (n, dimension) float32: pooled output, neither normalised nor transformed."""
-        (vectors,) = self._session.run(["embedding"], {"image": np.ascontiguousarray(batch)})
-        return vectors  # type: ignore[no-any-return]
+        """(n, s, s, 3) uint8, or (n, v, s, s, 3) with views, to (n, dimension) float32: pooled output, neither
+        normalised nor transformed; the mean over the views."""
+        if batch.ndim == 4:
+            return self.run(batch)
+        views = [self.run(batch[:, view]) for view in range(batch.shape[1])]
+        return np.stack(views).mean(axis=0, dtype=np.float64).astype(np.float32)
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """(n, s, s, 3) uint8 to (n, dimension) float32, by the network as it is."""
+        assert self._session is not None  # made to read images only
+        most = self.spec.batch or len(batch)
+        pieces = [np.ascontiguousarray(batch[start : start + most]) for start in range(0, len(batch), most or 1)]
+        vectors = [self._session.run(["embedding"], {"image": piece})[0] for piece in pieces]
+        return vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
+
+
+def open_session(model: Path | str) -> ort.InferenceSession:
+    """The network in a file, with the settings that decide its bits. Raises SifBatchError."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # threads are the caller's: one image batch each
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL  # another level, other bits
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own untyped exceptions
+        raise SifBatchError(
+            f"{model}: the network cannot be loaded ({str(error).splitlines()[0][:200]})",
+            remedy="sif-batch verify says whether the file is damaged",
+        ) from error
+
+
+def _side(length: float, most: int) -> int:
+    return min(most, max(1, round(length)))
 
 
 def _centred(size: tuple[int, int], side: float) -> tuple[float, float, float, float]:

@@ -1,9 +1,11 @@
 """What an encoder is: network + weights + preprocessing + pooling + precision."""
 
-import difflib
 import json
+import re
 from pathlib import Path
 from typing import Literal
+
+from pydantic import Field
 
 from sif_batch.config import Frozen, SifBatchError
 from sif_batch.storage import Store, digest
@@ -12,43 +14,64 @@ HERE = Path(__file__).parent
 DEFAULT = "efficientnet_lite0"
 BUILT_IN = {DEFAULT: HERE / DEFAULT}
 
+Fit = Literal["crop", "pad"]
+Filter = Literal["bilinear", "bicubic", "lanczos"]
+Pooling = Literal["avg", "gem", "max", "cls", "own"]
+Order = Literal["rgb", "bgr"]
+View = Literal["flip", "scales"]
+Triple = tuple[float, float, float]
+
 
 class EncoderSpec(Frozen):
     """Everything that decides a vector. The id is a digest of this, never of exported bytes."""
 
     name: str
+    source: Literal["built-in", "torchvision", "timm", "onnx"]  # where the network's layers come from
     weights: str  # where they come from, with version
     weights_sha256: str
     licence: str
-    dimension: int
-    input_size: int  # the network takes (n, input_size, input_size, 3) uint8 RGB
-    fit: Literal["crop", "pad"]
-    resize_to: int  # crop: the shorter side, pad: the longer side, in pixels
-    resample: Literal["bilinear", "bicubic"]
+    dimension: int = Field(ge=1)
+    input_size: int = Field(ge=1)  # the network takes (n, input_size, input_size, 3) uint8 RGB
+    fit: Fit
+    resize_to: int = Field(ge=1)  # crop: the shorter side, pad: the longer side, in pixels
+    resample: Filter
     padding: Literal["border-mean"] = "border-mean"  # pad: the colour around the image
     decoding: int = 1  # number of the rules in images.py and runtime.py, raised when they change a pixel
-    pooling: Literal["avg"]
+    mean: Triple  # normalisation stands in the graph: (pixel / 255 * range - mean) / std, channels in `order`
+    std: Triple
+    order: Order = "rgb"
+    range: Literal[1, 255]
+    pooling: Pooling  # own: what the network itself does before its last layer
+    output: str | None = None  # own ONNX: the value taken as output
+    views: tuple[View, ...] = ()  # averaged: the mirror image, three scales
+    batch: int | None = None  # the most images that the network takes at once
+    opset: int
     precision: Literal["fp32"]
 
     @property
     def id(self) -> str:
-        return f"{self.name}-{digest(self.canonical(), 12)}"
+        return f"{re.sub('[^A-Za-z0-9._]+', '-', self.name)}-{digest(self.canonical(), 12)}"
 
 
 def built_in_spec(name: str) -> EncoderSpec:
     """The specification of an encoder that the package carries. Raises SifBatchError with the nearest names."""
+    from sif_batch.encoders.names import nearest
+
     if name not in BUILT_IN:
-        near = difflib.get_close_matches(name, BUILT_IN, n=3, cutoff=0.3) or list(BUILT_IN)
-        raise SifBatchError(f"unknown encoder {name!r}", remedy=f"the nearest that there are: {', '.join(near)}")
+        raise SifBatchError(
+            f"unknown encoder {name!r}", remedy=f"the nearest that there are: {', '.join(nearest(name))}"
+        )
     return EncoderSpec.model_validate_json((BUILT_IN[name] / "encoder.json").read_bytes())
 
 
-def install_encoder(store: Store, spec: EncoderSpec) -> None:
-    """Put the encoder into ROOT, encoders/<id>/: model.onnx, then encoder.json."""
+def install_encoder(store: Store, spec: EncoderSpec, model: bytes | None = None) -> None:
+    """Put the encoder into ROOT, encoders/<id>/: model.onnx, then encoder.json. model: None takes the package's."""
     folder = f"encoders/{spec.id}"
     if store.exists(f"{folder}/encoder.json"):
         return
-    store.create(f"{folder}/model.onnx", (BUILT_IN[spec.name] / "model.onnx").read_bytes())
+    if model is None:
+        model = (BUILT_IN[spec.name] / "model.onnx").read_bytes()
+    store.create(f"{folder}/model.onnx", model)
     store.create(f"{folder}/encoder.json", spec.canonical())
 
 

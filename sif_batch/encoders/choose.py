@@ -1,0 +1,213 @@
+"""Which encoder: the one of record, one that ROOT or the package holds already, or a new one brought in."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sif_batch.child import Child, ChildDied
+from sif_batch.config import Frozen, SifBatchError
+from sif_batch.encoders.names import KINDS, TIMM, TORCHVISION, nearest
+from sif_batch.encoders.preprocess import NORMALISATION, geometry, read_preprocess
+from sif_batch.encoders.spec import BUILT_IN, DEFAULT, EncoderSpec, Fit, Pooling, View, built_in_spec, read_spec
+from sif_batch.storage import Store
+
+EXPORT_STALL_S = 1800
+TORCH_REMEDY = "install 'sif-batch[torch]', once: the encoder then stays in ROOT and needs no torch"
+EXPORTERS = {  # by source: the module and function that make model.onnx, and the package each stands on
+    "torchvision": ("sif_batch.encoders.export", "export_torchvision"),
+    "timm": ("sif_batch.encoders.timm_export", "export_timm"),
+    "onnx": ("sif_batch.encoders.own_onnx", "wrap_onnx"),
+}
+FIELD_OF = {"size": "input_size", "resize": "resize_to", "filter": "resample"}  # Preprocess's name to EncoderSpec's
+OUTSIDE_GRAPH = {"fit", "resize_to", "resample", "views"}  # what changes no byte of model.onnx
+Say = Callable[[str], None]
+
+
+class EncoderRequest(Frozen):
+    """The options that choose an encoder, as they were given. None: as ROOT records, else the network's own."""
+
+    encoder: str | None = None
+    weights: str | None = None
+    random_weights: bool = False
+    preprocess: str | None = None
+    fit: Fit | None = None
+    pooling: Pooling | None = None
+    views: tuple[View, ...] | None = None
+
+    def stated(self) -> dict[str, Any]:
+        """What --preprocess, --fit and --pooling say: fields of Preprocess, normalisation as one."""
+        found: dict[str, Any] = {}
+        if self.preprocess:
+            spec = read_preprocess(self.preprocess)
+            found = spec.model_dump(exclude_none=True, exclude=set(NORMALISATION))
+            if spec.normalisation():
+                found["normalisation"] = spec.normalisation()
+        return found | {k: v for k, v in (("fit", self.fit), ("pooling", self.pooling)) if v is not None}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """model: the bytes of model.onnx where they are new to ROOT; None where the package or ROOT has them."""
+
+    spec: EncoderSpec
+    model: bytes | None = None
+
+
+def choose_encoder(
+    store: Store, recorded_id: str | None, request: EncoderRequest, say: Say = lambda text: None
+) -> Chosen:
+    """The encoder of record, unless another one is asked for. Writes nothing. Raises SifBatchError."""
+    recorded = read_spec(store, f"encoders/{recorded_id}") if recorded_id else None
+    if request == EncoderRequest():
+        return Chosen(recorded or built_in_spec(DEFAULT))
+    stated = request.stated()
+    asked = asked_fields(request, stated)
+    source = source_of(request.encoder) if request.encoder else (recorded.source if recorded else "built-in")
+    check_request(request, source)
+    held = [recorded] if recorded else []
+    held += [built_in_spec(name) for name in (request.encoder or DEFAULT,) if name in BUILT_IN and not recorded_id]
+    held += [s for s in held_specs(store) if request.encoder and s != recorded]
+    held += [built_in_spec(name) for name in (request.encoder,) if name in BUILT_IN]
+    for spec in held:
+        if agrees(spec, asked):
+            return Chosen(spec)
+    for spec in held:
+        if agrees(spec, {k: v for k, v in asked.items() if k not in OUTSIDE_GRAPH}):
+            return Chosen(*reshape(store, spec, request, stated))
+    if source == "built-in":
+        raise SifBatchError(
+            f"{request.encoder or DEFAULT} is ready-made: only its --fit, resize, filter and --views can be changed",
+            remedy="for the rest name a torchvision network, such as --encoder efficientnet_b0",
+        )
+    if request.encoder is None:
+        raise SifBatchError(
+            "that changes the network itself, which ROOT holds without its weights",
+            remedy="name --encoder, and --weights where it had some, again",
+        )
+    return bring_in(source, request, stated, say)
+
+
+def source_of(name: str) -> str:
+    """Where a network of this name comes from. Raises SifBatchError with the nearest names."""
+    if name in BUILT_IN:
+        return "built-in"
+    if name.startswith(TIMM):
+        return "timm"
+    if name.endswith(".onnx") or os.path.isfile(name):
+        return "onnx"
+    if name in TORCHVISION:
+        return "torchvision"
+    raise SifBatchError(
+        f"unknown encoder {name!r}", remedy=f"the nearest: {', '.join(nearest(name))}; it may be {KINDS}"
+    )
+
+
+def check_request(request: EncoderRequest, source: str) -> None:
+    """Refuse options that contradict each other or the network, before anything is loaded."""
+    if request.weights and request.random_weights:
+        raise SifBatchError("--weights and --random-weights contradict each other", remedy="give one of them")
+    if source in ("built-in", "onnx") and (request.weights or request.random_weights):
+        option = "--weights" if request.weights else "--random-weights"
+        raise SifBatchError(f"{option}: this network carries its weights", remedy=f"leave {option} out")
+    for option, path in (("--encoder", request.encoder if source == "onnx" else None), ("--weights", request.weights)):
+        if path and "://" not in path and not os.path.isfile(os.path.expanduser(path)):
+            raise SifBatchError(f"{option} {path}: no such file", remedy="give the path of one that is there")
+
+
+def asked_fields(request: EncoderRequest, stated: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for, as fields of EncoderSpec; what was left open is not among them."""
+    fields = {FIELD_OF.get(k, k): v for k, v in stated.items() if k not in ("normalisation", "licence")}
+    fields |= stated.get("normalisation", {})
+    if request.views is not None:
+        fields["views"] = request.views
+    for name, path in (("encoder", request.encoder), ("weights", request.weights)):
+        if path and "://" not in path and os.path.isfile(os.path.expanduser(path)):
+            fields["weights_sha256"] = sha256(path)
+        elif path and name == "weights":
+            fields["weights"] = weights_label(path)
+    if request.encoder and source_of(request.encoder) != "onnx":
+        fields["name"] = request.encoder
+    if request.random_weights:
+        fields["random"] = True
+    return fields
+
+
+def weights_label(place: str) -> str:
+    """What the specification says of --weights: a URL without its secrets, or a file's name without its folder."""
+    if "://" not in place:
+        return Path(place).name
+    scheme, _, rest = place.split("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rsplit('@', 1)[-1]}{slash}{path}"
+
+
+def agrees(spec: EncoderSpec, asked: dict[str, Any]) -> bool:
+    """Whether an encoder is what was asked for, whatever was left open."""
+    have = spec.model_dump() | {"random": spec.weights.startswith("random")}
+    return all(have[name] == value for name, value in asked.items())
+
+
+def held_specs(store: Store) -> list[EncoderSpec]:
+    """The encoders that ROOT holds already."""
+    names = store.sizes("encoders")
+    return [read_spec(store, f"encoders/{n}") for n in names if store.exists(f"encoders/{n}/encoder.json")]
+
+
+def reshape(
+    store: Store, spec: EncoderSpec, request: EncoderRequest, stated: dict[str, Any]
+) -> tuple[EncoderSpec, Any]:
+    """The same network looking at images in another way, and its bytes."""
+    changes = geometry(stated, spec.model_dump())
+    if request.views is not None:
+        changes["views"] = request.views
+    folder = f"encoders/{spec.id}"
+    model = store.read(f"{folder}/model.onnx") if store.exists(f"{folder}/encoder.json") else None
+    return spec.model_copy(update=changes), model
+
+
+def bring_in(source: str, request: EncoderRequest, stated: dict[str, Any], say: Say) -> Chosen:
+    """A network that neither ROOT nor the package holds, exported by a child process that ends with it."""
+    say(f"bringing in {request.encoder}: export to ONNX, once")
+    child = Child()
+    try:
+        with tempfile.TemporaryDirectory(prefix="sif-batch-") as folder:
+            spec = child.call(
+                "sif_batch.encoders.choose:export",
+                lambda report: say(f"{request.encoder}: {report}"),
+                EXPORT_STALL_S,
+                source=source,
+                asked=request.model_dump(),
+                stated=stated,
+                folder=folder,
+            )
+            return Chosen(spec, (Path(folder) / "model.onnx").read_bytes())
+    except ChildDied as death:
+        raise SifBatchError(f"{request.encoder} could not be exported: {death}", remedy="free memory") from death
+    finally:
+        child.close()
+
+
+def export(report: Callable[[Any], None], source: str, **arguments: Any) -> EncoderSpec:
+    """Runs in the child: the exporter of this source, or what it would need."""
+    import importlib
+
+    module, function = EXPORTERS[source]
+    try:
+        work = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        extra = "timm" if error.name == "timm" else "torch"
+        raise SifBatchError(
+            f"{arguments['asked']['encoder']} needs {error.name or error}, which is not installed",
+            remedy=TORCH_REMEDY.replace("[torch]", f"[{extra}]"),
+        ) from error
+    spec: EncoderSpec = work(report, folder=arguments["folder"], asked=arguments["asked"], stated=arguments["stated"])
+    return spec
+
+
+def sha256(path: str) -> str:
+    with open(os.path.expanduser(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,87 @@
+"""What test_networks.py has a child process do: torch and faiss may clash in one process."""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SEED = 0
+Report = Callable[[Any], None]
+
+
+def last_layer_input(report: Report, name: str, pixels: np.ndarray, mean: list, std: list) -> np.ndarray:
+    """What the last layer of torchvision's own network sees: (n, s, s, 3) uint8 to (n, d).
+
+    By a hook on the unchanged network, without any of our rules: the last linear layer, or the last convolution.
+    """
+    import torch
+    import torchvision
+    from torch import nn
+
+    torch.manual_seed(SEED)
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    network = torchvision.models.get_model(name, weights=None, **options).eval()
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d) and _classes(m) == 1000]
+    seen: list[torch.Tensor] = []
+    layers[-1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+        network((x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
+    found = seen[0]
+    return (found.mean((2, 3)) if found.ndim == 4 else found).numpy()
+
+
+def dimensions(report: Report, names: list[str]) -> dict[str, int]:
+    """The inputs of the last layer of each network, built without memory for its weights."""
+    import torch
+    import torchvision
+    from torch import nn
+
+    found = {}
+    with torch.device("meta"):
+        for name in names:
+            options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+            network = torchvision.models.get_model(name, weights=None, **options)
+            last = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d) and _classes(m) == 1000][-1]
+            found[name] = last.in_features if isinstance(last, nn.Linear) else last.in_channels
+            report(name)
+    return found
+
+
+def classification_names(report: Report) -> list[str]:
+    import torchvision
+
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def save_states(report: Report, folder: str) -> None:
+    """Files of weights that are wrong, and one that is right but wrapped as training scripts do."""
+    import torch
+    import torchvision
+
+    torch.manual_seed(1)
+    state = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    place = Path(folder)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, place / "wrapped.pth")
+    torch.save({k: v for k, v in state.items() if not k.startswith("features.0.")}, place / "missing.pth")
+    torch.save(state | {"layer9.weight": state["classifier.1.bias"]}, place / "unexpected.pth")
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), place / "alexnet.pth")
+    torch.save([1, 2], place / "list.pth")
+    (place / "code.pth").write_bytes(pickle.dumps(_Evil()))
+    torch.save(_Evil(), place / "code_zip.pth")
+    (place / "text.pth").write_text("no weights")
+    (place / "empty.pth").write_bytes(b"")
+    half = (place / "wrapped.pth").read_bytes()
+    (place / "half.pth").write_bytes(half[: len(half) // 2])
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch executed",)
+
+
+def _classes(layer: Any) -> int:
+    return getattr(layer, "out_features", None) or getattr(layer, "out_channels", 0)

@@ -1,0 +1,205 @@
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import PHOTOS, Finished
+
+from sif_batch.child import Child
+from sif_batch.config import SifBatchError
+from sif_batch.encoders import Encoder, built_in_spec, install_encoder
+from sif_batch.encoders.choose import Chosen, EncoderRequest, choose_encoder
+from sif_batch.encoders.names import TORCHVISION
+from sif_batch.encoders.spec import DEFAULT
+from sif_batch.storage import Store, digest
+
+pytest.importorskip("torchvision", reason="needs sif-batch[torch]")
+
+Run = Callable[..., Finished]
+SOME = sorted(PHOTOS.rglob("*.jpg"))[::40]
+FAST = ["squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small"]
+FAMILIES = [
+    "alexnet", "vgg16", "googlenet", "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0",
+    "convnext_tiny", "vit_b_16", "squeezenet1_1", "densenet121", "regnet_y_400mf", "swin_t",
+    "swin_v2_t", "inception_v3", "mnasnet0_5", "shufflenet_v2_x0_5", "maxvit_t",
+]  # fmt: skip
+SQUEEZENET = 'mean = [103.939, 116.779, 123.68]\nstd = 1\norder = "bgr"\nrange = 255\n'
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[Child]:
+    made = Child()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def states(child: Child, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("states")
+    child.call("network_work:save_states", folder=str(folder))
+    return folder
+
+
+def bring(folder: Path, **asked: object) -> tuple[Chosen, Encoder]:
+    """The encoder that these options choose in an empty ROOT, and it opened."""
+    store = Store(str(folder / "root"))
+    chosen = choose_encoder(store, None, EncoderRequest(**asked))
+    install_encoder(store, chosen.spec, chosen.model)
+    return chosen, Encoder(chosen.spec, store.path(f"encoders/{chosen.spec.id}/model.onnx"))
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def check_family(name: str, child: Child, folder: Path) -> None:
+    chosen, encoder = bring(folder, encoder=name, random_weights=True)
+    spec = chosen.spec
+    pixels = np.stack([encoder.read_image(photo.read_bytes())[0] for photo in SOME])
+    ours = encoder.embed(pixels)
+    arguments = {"name": name, "pixels": pixels, "mean": list(spec.mean), "std": list(spec.std)}
+    theirs = child.call("network_work:last_layer_input", **arguments, stall_s=600)
+    assert ours.shape == theirs.shape == (len(SOME), TORCHVISION[name]) and spec.dimension == TORCHVISION[name]
+    assert ours.dtype == np.float32 and np.isfinite(ours).all()
+    assert cosines(ours, theirs).min() >= 0.9999
+    centre = theirs.mean(0)  # untrained networks see all images alike: what differs must agree too
+    assert cosines(ours - centre, theirs - centre).min() >= 0.999
+    alone = np.concatenate([encoder.embed(image[None]) for image in pixels])
+    assert np.array_equal(alone, ours)
+    check_file(chosen.model or b"")
+
+
+def check_file(data: bytes) -> None:
+    model = onnx.load_from_string(data)
+    assert not {"Dropout", "BatchNormalization"} & {n.op_type for n in model.graph.node if len(n.output) > 1}
+    assert "Dropout" not in {n.op_type for n in model.graph.node}
+    assert not model.metadata_props and not any(n.metadata_props or n.doc_string for n in model.graph.node)
+    assert b"site-packages" not in data and b".py" not in data and str(Path.home()).encode() + b"/" not in data
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_features_are_what_the_last_layer_sees(name: str, child: Child, tmp_path: Path) -> None:
+    check_family(name, child, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_are_what_the_last_layer_sees_in_every_family(name: str, child: Child, tmp_path: Path) -> None:
+    check_family(name, child, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_table_names_every_network_and_its_dimension(child: Child) -> None:
+    assert set(child.call("network_work:classification_names")) == set(TORCHVISION)
+    assert child.call("network_work:dimensions", names=list(TORCHVISION)) == TORCHVISION
+
+
+def test_the_same_network_is_the_same_file(tmp_path: Path) -> None:
+    """In two processes, each with its own child."""
+    first, _ = bring(tmp_path / "a", encoder="squeezenet1_1", random_weights=True)
+    second, _ = bring(tmp_path / "b", encoder="squeezenet1_1", random_weights=True)
+    assert first.spec.id == second.spec.id and digest(first.model or b"") == digest(second.model or b"")
+
+
+def test_a_root_that_holds_the_encoder_needs_no_torch(
+    tmp_path: Path, states: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"encoder": "squeezenet1_1", "weights": str(states / "wrapped.pth")}
+    chosen, _ = bring(tmp_path, **asked)
+    store, spec = Store(str(tmp_path / "root")), chosen.spec
+    assert spec.weights == "wrapped.pth" and len(spec.weights_sha256) == 64 and spec.resize_to == 256
+    monkeypatch.setattr(Child, "call", lambda *a, **k: pytest.fail("a child was asked"))
+    assert choose_encoder(store, spec.id, EncoderRequest()).spec == spec
+    assert choose_encoder(store, spec.id, EncoderRequest(**asked)).spec == spec
+    # what stands outside the network needs no export either
+    other = choose_encoder(store, spec.id, EncoderRequest(fit="pad", views=("flip",)))
+    assert other.spec.id != spec.id and other.model == chosen.model
+    assert (other.spec.fit, other.spec.resize_to, other.spec.views) == ("pad", 224, ("flip",))
+    default = choose_encoder(store, spec.id, EncoderRequest(encoder=DEFAULT))
+    assert default.spec == built_in_spec(DEFAULT)
+    # ROOT keeps what it held
+    assert choose_encoder(store, default.spec.id, EncoderRequest(**asked)).spec == spec
+    with pytest.raises(SifBatchError, match="changes the network itself"):
+        choose_encoder(store, spec.id, EncoderRequest(pooling="gem"))
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("missing.pth", "2 keys missing (features.0.weight, features.0.bias)"),
+        ("unexpected.pth", "1 unexpected (layer9.weight)"),
+        ("alexnet.pth", "does not fit SqueezeNet"),
+        ("list.pth", "holds no state dict"),
+        ("code.pth", "wants to run posix.system"),
+        ("code_zip.pth", "wants to run posix.system"),
+        ("text.pth", "no file of weights"),
+        ("empty.pth", "no file of weights"),
+        ("half.pth", "no file of weights"),
+        ("gone.pth", "no such file"),
+    ],
+)
+def test_weights_that_do_not_fit_are_one_line(tmp_path: Path, states: Path, file: str, says: str) -> None:
+    with pytest.raises(SifBatchError) as raised:
+        choose_encoder(
+            Store(str(tmp_path / "root")),
+            None,
+            EncoderRequest(encoder="squeezenet1_1", weights=str(states / file)),
+        )
+    assert says in str(raised.value) and "\n" not in str(raised.value) and raised.value.remedy
+    assert not (tmp_path / "root").exists() and not Path("executed").exists()
+
+
+def test_weights_that_cannot_be_had_are_one_line(
+    sif_batch: Run, tmp_path: Path, photos: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nothing listens there: no network, wherever this runs
+    done = sif_batch("run", photos(3), tmp_path / "root", "--encoder", "resnet18", "--json")
+    assert done.code == 1 and "Traceback" not in done.err
+    for words in ("resnet18-", str(tmp_path / "cache/hub/checkpoints"), "--weights FILE_OR_URL", "--random-weights"):
+        assert words in done.err.splitlines()[-1]
+    assert done.json["outcome"] == "error" and not (tmp_path / "root").exists()
+
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    done = sif_batch("run", photos(3), tmp_path / "root", "--encoder", "resnet18")
+    assert done.code == 1 and "--weights FILE_OR_URL" in done.err.splitlines()[-1] and "Traceback" not in done.err
+
+
+def test_another_encoder_says_what_it_costs(
+    sif_batch: Run, tmp_path: Path, photos: Callable[[int], Path], states: Path
+) -> None:
+    source = photos(12)
+    assert sif_batch("run", source, tmp_path / "root").code == 0
+    (tmp_path / "spec.toml").write_text(SQUEEZENET)
+    asked = ("--encoder", "squeezenet1_1", "--weights", states / "wrapped.pth", "--preprocess", "spec.toml")
+    done = sif_batch("run", tmp_path / "root", *asked, "--views", "flip", "--pooling", "gem", "--json")
+    assert done.code == 0, done.err
+    assert "12 of 12 images will be embedded again" in done.err and done.json["embedded"] == 12
+    again = sif_batch("run", tmp_path / "root", "--json")
+    assert again.json["outcome"] == "unchanged"
+    release = tmp_path / "root/releases" / done.json["release"] / "encoder/encoder.json"
+    spec = json.loads(release.read_bytes())
+    assert (spec["order"], spec["range"], spec["views"], spec["pooling"]) == ("bgr", 255, ["flip"], "gem")
+    photo = sorted(source.rglob("*.jpg"))[0]
+    hit = sif_batch("search", tmp_path / "root", photo, "--json").json["queries"][0]["hits"][0]
+    assert hit["similarity"] > 0.999 and hit["key"].endswith(photo.name)
+
+
+@pytest.mark.slow
+def test_real_squeezenet_retrieves(sif_batch: Run, tmp_path: Path, test_data: Callable[[str], Path]) -> None:
+    photos = test_data("caltech101-mini")
+    (tmp_path / "spec.toml").write_text(SQUEEZENET)
+    weights = test_data("weights") / "squeezenet1_1_imagenet_notop.pth"
+    found = {}
+    for root, options in (
+        ("real", ("--weights", weights, "--preprocess", "spec.toml")),
+        ("random", ("--random-weights",)),
+    ):
+        done = sif_batch("run", photos, root, "--encoder", "squeezenet1_1", *options, "--no-gate")
+        assert done.code == 0, done.err
+        found[root] = sif_batch("evaluate", root, "--labels", "folder", "--json").json["map"]
+    assert found["real"] >= 0.38 and found["random"] < found["real"] / 2
