@@ -124,6 +124,20 @@ def run(places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: flo
 
 
 @cli.command()
+@click.argument("root", required=False, metavar="[ROOT]")
+@json_option
+def encoders(root: str | None, as_json: bool) -> None:
+    """The networks that --encoder can name, and which are on this machine.
+
+    With ROOT, those that it holds too.
+    """
+    from jobs.encoders import list_encoders
+
+    report = list_encoders(root)
+    print_json(report) if as_json else show.show_encoders(stdout(), report["encoders"])
+
+
+@cli.command()
 @click.argument("place", metavar="ROOT|RELEASE")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits for each image.")

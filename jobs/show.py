@@ -92,6 +92,18 @@ def show_releases(console: Console, releases: Sequence[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def show_encoders(console: Console, encoders: Sequence[dict[str, Any]]) -> None:
+    table = _table("encoder", "dimension", "input", "weights", "licence", "here")
+    for row in encoders:
+        size = row["input_size"] and f"{row['input_size']} px"
+        here = f"yes: {row['where']}" if row["available"] else f"no: {row['where']}"
+        table.add_row(
+            *(str(v or "") for v in (row["name"], row["dimension"], size, row["source"], row["licence"], here))
+        )
+    console.print(table)
+    console.print("and timm:NAME, your own FILE.onnx, or --weights for any of torchvision's", markup=False)
+
+
 def show_damage(console: Console, report: dict[str, Any]) -> None:
     if report["ok"]:
         console.print(f"no damage in {report['files']:,} files", markup=False)

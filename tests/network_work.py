@@ -78,6 +78,17 @@ def save_states(report: Report, folder: str) -> None:
     (place / "half.pth").write_bytes(half[: len(half) // 2])
 
 
+def load_squeezenet(report: Report, path: str) -> None:
+    """Load a file of weights as --weights does."""
+    import torchvision
+
+    from sif_batch.encoders.features import find_features
+    from sif_batch.encoders.weights import fill, given_weights, parse_state
+
+    network = torchvision.models.squeezenet1_1(weights=None)
+    fill(network, find_features(network).trunk, parse_state(given_weights(path), path), path)
+
+
 class _Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch executed",)

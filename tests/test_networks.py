@@ -1,4 +1,6 @@
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,8 +11,8 @@ from conftest import PHOTOS, Finished
 
 from sif_batch.child import Child
 from sif_batch.config import SifBatchError
-from sif_batch.encoders import Encoder, built_in_spec, install_encoder
-from sif_batch.encoders.choose import Chosen, EncoderRequest, choose_encoder
+from sif_batch.encoders import BUILT_IN, Encoder, built_in_spec, install_encoder
+from sif_batch.encoders.choose import Chosen, EncoderRequest, choose_encoder, export
 from sif_batch.encoders.names import TORCHVISION
 from sif_batch.encoders.spec import DEFAULT
 from sif_batch.storage import Store, digest
@@ -19,7 +21,7 @@ pytest.importorskip("torchvision", reason="needs sif-batch[torch]")
 
 Run = Callable[..., Finished]
 SOME = sorted(PHOTOS.rglob("*.jpg"))[::40]
-FAST = ["squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small"]
+FAST = ["squeezenet1_1", "shufflenet_v2_x0_5"]
 FAMILIES = [
     "alexnet", "vgg16", "googlenet", "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0",
     "convnext_tiny", "vit_b_16", "squeezenet1_1", "densenet121", "regnet_y_400mf", "swin_t",
@@ -30,9 +32,12 @@ SQUEEZENET = 'mean = [103.939, 116.779, 123.68]\nstd = 1\norder = "bgr"\nrange =
 
 @pytest.fixture(scope="module")
 def child() -> Iterator[Child]:
-    made = Child()
-    yield made
-    made.close()
+    places = [Path(__file__).parent, Path(__file__).parents[1]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
+        made = Child()
+        yield made
+        made.close()
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +101,7 @@ def test_the_table_names_every_network_and_its_dimension(child: Child) -> None:
     assert child.call("network_work:dimensions", names=list(TORCHVISION)) == TORCHVISION
 
 
+@pytest.mark.slow
 def test_the_same_network_is_the_same_file(tmp_path: Path) -> None:
     """In two processes, each with its own child."""
     first, _ = bring(tmp_path / "a", encoder="squeezenet1_1", random_weights=True)
@@ -118,6 +124,7 @@ def test_a_root_that_holds_the_encoder_needs_no_torch(
     assert other.spec.id != spec.id and other.model == chosen.model
     assert (other.spec.fit, other.spec.resize_to, other.spec.views) == ("pad", 224, ("flip",))
     default = choose_encoder(store, spec.id, EncoderRequest(encoder=DEFAULT))
+    install_encoder(store, default.spec, default.model)
     assert default.spec == built_in_spec(DEFAULT)
     # ROOT keeps what it held
     assert choose_encoder(store, default.spec.id, EncoderRequest(**asked)).spec == spec
@@ -137,18 +144,54 @@ def test_a_root_that_holds_the_encoder_needs_no_torch(
         ("text.pth", "no file of weights"),
         ("empty.pth", "no file of weights"),
         ("half.pth", "no file of weights"),
-        ("gone.pth", "no such file"),
     ],
 )
-def test_weights_that_do_not_fit_are_one_line(tmp_path: Path, states: Path, file: str, says: str) -> None:
+def test_weights_that_do_not_fit_are_one_line(child: Child, states: Path, file: str, says: str) -> None:
     with pytest.raises(SifBatchError) as raised:
-        choose_encoder(
-            Store(str(tmp_path / "root")),
-            None,
-            EncoderRequest(encoder="squeezenet1_1", weights=str(states / file)),
-        )
+        child.call("network_work:load_squeezenet", path=str(states / file))
     assert says in str(raised.value) and "\n" not in str(raised.value) and raised.value.remedy
-    assert not (tmp_path / "root").exists() and not Path("executed").exists()
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"encoder": "resnet81"}, "unknown encoder 'resnet81'"),
+        ({"encoder": "nowhere.onnx"}, "no such file"),
+        ({"encoder": "resnet18", "weights": "gone.pth"}, "no such file"),
+        ({"encoder": "resnet18", "weights": "gone.pth", "random_weights": True}, "contradict"),
+        ({"encoder": DEFAULT, "random_weights": True}, "carries its weights"),
+        ({"pooling": "gem"}, "is ready-made"),
+        ({"encoder": "resnet18", "preprocess": "gone.toml"}, "No such file"),
+        ({"encoder": "resnet18", "preprocess": "SPEC", "text": "size = 'large'"}, "size: "),
+        ({"encoder": "resnet18", "preprocess": "SPEC", "text": "sise = 224"}, "sise: "),
+        ({"encoder": "resnet18", "preprocess": "SPEC", "text": "size = "}, "neither TOML nor JSON"),
+        ({"encoder": "resnet18", "preprocess": "SPEC", "text": "mean = 127"}, "does not belong to pixels in 0..1"),
+        ({"encoder": "resnet18", "preprocess": "SPEC", "text": "std = 0"}, "not positive"),
+        ({"preprocess": "SPEC", "text": "fit = 'pad'\nresize = 300"}, "does not fit size 224"),
+    ],
+)
+def test_a_wrong_request_is_one_line_before_torch(
+    tmp_path: Path, asked: dict[str, object], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Child, "call", lambda *a, **k: pytest.fail("a child was asked"))
+    if asked.get("preprocess") == "SPEC":
+        (tmp_path / "spec.toml").write_text(str(asked["text"]))
+        asked = {name: value for name, value in asked.items() if name != "text"} | {
+            "preprocess": str(tmp_path / "spec.toml")
+        }
+    with pytest.raises(SifBatchError) as raised:
+        choose_encoder(Store(str(tmp_path / "root")), None, EncoderRequest(**asked))
+    assert says in str(raised.value) and "\n" not in str(raised.value) and raised.value.remedy
+
+
+def test_a_missing_torch_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # what import finds where it is not installed
+    for module in ("export", "features", "weights", "torchvision_weights"):
+        monkeypatch.delitem(sys.modules, f"sif_batch.encoders.{module}", raising=False)
+    with pytest.raises(SifBatchError, match="resnet18 needs torch") as raised:
+        export(print, "torchvision", asked={"encoder": "resnet18"}, stated={}, folder="")
+    assert "sif-batch[torch]" in raised.value.remedy
 
 
 def test_weights_that_cannot_be_had_are_one_line(
@@ -167,6 +210,119 @@ def test_weights_that_cannot_be_had_are_one_line(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
     done = sif_batch("run", photos(3), tmp_path / "root", "--encoder", "resnet18")
     assert done.code == 1 and "--weights FILE_OR_URL" in done.err.splitlines()[-1] and "Traceback" not in done.err
+
+
+def make_onnx(path: Path, shape: list[object], output: str = "vector", raw: bool = False) -> np.ndarray:
+    """A convolution and a mean, as a user's file; returns the convolution's weights, (8, 3, 7, 7) float32."""
+    weights = np.random.default_rng(0).normal(size=(8, 3, 7, 7)).astype(np.float32)
+    kind = onnx.TensorProto.UINT8 if raw else onnx.TensorProto.FLOAT
+    node = onnx.helper.make_node
+    nodes = [node("Cast", ["x"], ["real"], to=onnx.TensorProto.FLOAT)]
+    nodes += [node("Transpose", ["real"], ["planes"], perm=[0, 3, 1, 2] if raw else [0, 1, 2, 3])]
+    nodes += [node("Conv", ["planes", "w"], ["map"], strides=[4, 4]), node("GlobalAveragePool", ["map"], ["mean"])]
+    nodes += [node("Flatten", ["mean"], ["vector"])]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "users",
+        [onnx.helper.make_tensor_value_info("x", kind, shape)],
+        [onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(weights, "w")],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    return weights
+
+
+def pooled_by_numpy(pixels: np.ndarray, weights: np.ndarray, pooling: str) -> np.ndarray:
+    """The same network: (n, s, s, 3) float64, as it sees them, to (n, 8)."""
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (7, 7), axis=(1, 2))[:, ::4, ::4]
+    maps = np.einsum("nhwcij,ocij->nohw", windows, weights.astype(np.float64)).reshape(len(pixels), 8, -1)
+    if pooling == "max":
+        return maps.max(2)
+    return np.cbrt((np.maximum(maps, 1e-6) ** 3).mean(2)) if pooling == "gem" else maps.mean(2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "output", "spec", "pooling"),
+    [
+        (["n", 3, 64, 64], "vector", "mean = [0.4, 0.5, 0.6]\nstd = [0.2, 0.3, 0.25]", None),
+        ([1, 3, 64, 64], "vector", SQUEEZENET, None),
+        (["n", 3, None, None], "map", "range = 255\nsize = 64", "gem"),
+        (["n", 3, 64, 64], "vector", 'range = 1\noutput = "map"', "max"),
+        (["n", 64, 64, 3], "vector", None, None),
+    ],
+)
+def test_a_users_own_onnx_sees_what_the_spec_says(
+    tmp_path: Path, shape: list[object], output: str, spec: str | None, pooling: str | None
+) -> None:
+    path = tmp_path / "mine.onnx"
+    weights = make_onnx(path, shape, output, raw=shape[3] == 3)
+    (tmp_path / "spec.toml").write_text(spec or "")
+    preprocess = str(tmp_path / "spec.toml") if spec else None
+    chosen, encoder = bring(tmp_path, encoder=str(path), preprocess=preprocess, pooling=pooling)
+    made = chosen.spec
+    assert made.id.startswith("mine-") and made.weights_sha256 == digest(path.read_bytes())
+    assert (made.dimension, made.input_size, made.batch) == (8, 64, 1 if shape[0] == 1 else None)
+    pixels = np.stack([encoder.read_image(photo.read_bytes())[0] for photo in SOME])
+    seen = pixels[..., ::-1] if made.order == "bgr" else pixels
+    seen = (seen * (made.range / 255) - np.array(made.mean)) / np.array(made.std)
+    expected = pooled_by_numpy(seen, weights, pooling or "avg")
+    np.testing.assert_allclose(encoder.embed(pixels), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec", "says"),
+    [
+        (["n", 3, 64, 64], "", "nothing says which"),
+        (["n", 1, 64, 64], "range = 1", "not images"),
+        (["n", 3, None, None], "range = 1", "images of any size"),
+        (["n", 3, 64, 64], "range = 1\nsize = 96", "not one side of a square"),
+        (["n", 3, 64, 64], "range = 1\noutput = 'none'", "has no value 'none'"),
+        (["n", 3, 64, 64], "range = 1\npooling = 'cls'", "--pooling cls"),
+        (None, "range = 1", "no ONNX network"),
+    ],
+)
+def test_an_unusable_onnx_is_one_line(
+    child: Child, tmp_path: Path, shape: list[object] | None, spec: str, says: str
+) -> None:
+    path = tmp_path / "mine.onnx"
+    path.write_bytes(b"no network")
+    if shape:
+        make_onnx(path, shape)
+    (tmp_path / "spec.toml").write_text(spec)
+    request = EncoderRequest(encoder=str(path), preprocess=str(tmp_path / "spec.toml"))
+    with pytest.raises(SifBatchError) as raised:
+        child.call(
+            "sif_batch.encoders.choose:export",
+            source="onnx",
+            asked=request.model_dump(),
+            stated=request.stated(),
+            folder=str(tmp_path),
+        )
+    assert says in str(raised.value) and "\n" not in str(raised.value) and raised.value.remedy
+
+
+def test_views_are_averaged() -> None:
+    spec = built_in_spec(DEFAULT)
+    model = BUILT_IN[DEFAULT] / "model.onnx"
+    one, many = Encoder(spec, model), Encoder(spec.model_copy(update={"views": ("flip", "scales")}), model)
+    plain = np.stack([one.read_image(photo.read_bytes())[0] for photo in SOME])
+    views = np.stack([many.read_image(photo.read_bytes())[0] for photo in SOME])
+    assert views.shape == (len(SOME), 6, 224, 224, 3) and views.dtype == np.uint8
+    assert np.array_equal(views[:, 0], plain) and np.array_equal(views[:, 3], plain[:, :, ::-1])
+    expected = np.mean([one.embed(views[:, view]) for view in range(6)], axis=0)
+    np.testing.assert_allclose(many.embed(views), expected, rtol=1e-5, atol=1e-6)
+    assert cosines(many.embed(views), one.embed(plain)).min() > 0.8
+
+
+def test_encoders_are_listed(sif_batch: Run, tmp_path: Path, photos: Callable[[int], Path]) -> None:
+    rows = {row["name"]: row for row in sif_batch("encoders", "--json").json["encoders"]}
+    assert set(TORCHVISION) | {DEFAULT} == set(rows)
+    keys = {"name", "dimension", "input_size", "source", "licence", "available", "where"}
+    assert all(set(row) == keys for row in rows.values())
+    assert rows[DEFAULT]["available"] and rows[DEFAULT]["licence"] == "Apache-2.0"
+    assert (rows["vit_h_14"]["dimension"], rows["vit_h_14"]["input_size"]) == (1280, 518)
+    shown = sif_batch("encoders").out
+    assert "efficientnet_b0" in shown and "Apache-2.0" in shown
 
 
 def test_another_encoder_says_what_it_costs(

@@ -17,15 +17,12 @@ from sif_batch.encoders.onnx_files import check_pixels, compare, write_plain
 from sif_batch.encoders.preprocess import geometry
 from sif_batch.encoders.runtime import Encoder
 from sif_batch.encoders.spec import EncoderSpec, View
+from sif_batch.encoders.torchvision_weights import UNSTATED, licence_of, own_weights, preprocessing_of
 from sif_batch.encoders.weights import cached_weights, fill, given_weights, parse_state, state_digest
 from sif_batch.storage import digest
 
 OPSET = 18
 SEED = 0
-UNSTATED = "not stated (torchvision: BSD-3-Clause)"
-# Trained on these; torchvision's weights for them rescale the pixels inside the network.
-CENTRED = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "order": "rgb", "range": 1}
-CENTRED_NETWORKS = ("googlenet", "inception_v3")
 PLAIN_BUILD = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
 Report = Callable[[Any], None]
 
@@ -36,8 +33,8 @@ def export_torchvision(report: Report, asked: dict[str, Any], stated: dict[str, 
     asked: encoder, weights, random_weights, views; stated: fields of Preprocess that were given.
     """
     name = asked["encoder"]
-    own = torchvision.models.get_model_weights(name).DEFAULT
-    known = weights_preprocessing(name, own)
+    own = own_weights(name)
+    known = preprocessing_of(name, own)
     torch.manual_seed(SEED)
     options: dict[str, Any] = PLAIN_BUILD.get(name, {})
     size = geometry(stated, known)["input_size"]
@@ -57,28 +54,13 @@ def export_torchvision(report: Report, asked: dict[str, Any], stated: dict[str, 
     else:
         label = f"the weights {own.name} of {name}"
         data = cached_weights(label, own.url)
-        fields |= {"weights": f"torchvision {own.name}", "licence": own.meta.get("license") or UNSTATED}
+        fields |= {"weights": f"torchvision {own.name}", "licence": licence_of(own)}
     normalisation = stated.get("normalisation") or {k: known[k] for k in ("mean", "std", "order", "range")}
     wrapped = wrap(features, pooling, normalisation)
     if not asked["random_weights"]:
         fields["weights_sha256"] = digest(data)
         fill(network, wrapped, parse_state(data, label), label)
     return finish(report, wrapped, fields, stated, asked["views"], folder)
-
-
-def weights_preprocessing(name: str, own: Any) -> dict[str, Any]:
-    """The transforms that belong to a network's weights, as fields of EncoderSpec."""
-    transforms = own.transforms()
-    if name in CENTRED_NETWORKS:
-        normalisation = CENTRED
-    else:
-        normalisation = {"mean": tuple(transforms.mean), "std": tuple(transforms.std), "order": "rgb", "range": 1}
-    return normalisation | {
-        "input_size": transforms.crop_size[0],
-        "fit": "crop",
-        "resize_to": transforms.resize_size[0],
-        "resample": transforms.interpolation.value,
-    }
 
 
 def wrap(features: Any, pooling: str, normalisation: dict[str, Any]) -> FeatureNetwork:
