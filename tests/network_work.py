@@ -41,13 +41,16 @@ def dimensions(report: Report, names: list[str]) -> dict[str, int]:
     from torch import nn
 
     found = {}
-    with torch.device("meta"):
-        for name in names:
-            options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    for name in names:
+        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        try:
+            with torch.device("meta"):
+                network = torchvision.models.get_model(name, weights=None, **options)
+        except (NotImplementedError, RuntimeError):  # its builder computes with tensors
             network = torchvision.models.get_model(name, weights=None, **options)
-            last = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d) and _classes(m) == 1000][-1]
-            found[name] = last.in_features if isinstance(last, nn.Linear) else last.in_channels
-            report(name)
+        last = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d) and _classes(m) == 1000][-1]
+        found[name] = last.in_features if isinstance(last, nn.Linear) else last.in_channels
+        report(name)
     return found
 
 
