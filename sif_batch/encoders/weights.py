@@ -6,6 +6,7 @@ Imports torch, so only `export` imports this, in a child process.
 import io
 import os
 import pickle
+import pickletools
 import re
 import tempfile
 import urllib.error
@@ -105,7 +106,7 @@ def parse_state(data: bytes, label: str) -> State:
         raise SifBatchError(f"{label} is a safetensors file", remedy="install 'sif-batch[timm]'") from error
     except pickle.UnpicklingError as error:
         raise SifBatchError(
-            f"{label}: {_wanted(str(error))}",
+            f"{label}: {_wanted(str(error), data)}",
             remedy="save the state dict alone: torch.save(network.state_dict(), FILE)",
         ) from error
     except Exception as error:  # torch.load raises whatever a broken file leads it to
@@ -156,12 +157,29 @@ def _check_hash(name: str, data: bytes, remedy: str) -> None:
         raise SifBatchError(f"{name} has sha256 {digest(data, 8)}…, its name says {found[1]}", remedy=remedy)
 
 
-def _wanted(message: str) -> str:
+def _wanted(message: str, data: bytes) -> str:
     """What a refused pickle wanted to run, by name."""
-    found = re.search(r"GLOBAL (\S+)", message) or re.search(r"(?:Unsupported|class|function) (\S+\.\S+)", message)
-    if found:
-        return f"refused: this pickle wants to run {found[1]}, and weights are loaded as data alone"
-    return f"it is no file of weights that can be loaded as data alone ({message.splitlines()[0][:120]})"
+    found = re.search(r"GLOBAL (\S+)", message)
+    name = found[1] if found else _named_in_pickle(data)
+    if name:
+        return f"refused: this pickle wants to run {name}, and weights are loaded as data alone"
+    return "no file of weights that can be loaded as data alone"
+
+
+def _named_in_pickle(data: bytes) -> str | None:
+    """The first thing that a bare pickle of a newer protocol names, read without running it."""
+    strings: list[str] = []
+    try:
+        for code, argument, _ in pickletools.genops(data):
+            if isinstance(argument, str):
+                strings.append(argument)
+            if code.name == "GLOBAL":
+                return strings[-1].replace(" ", ".")
+            if code.name == "STACK_GLOBAL":
+                return ".".join(strings[-2:])
+    except ValueError:  # no pickle at all
+        pass
+    return None
 
 
 def _first_line(error: BaseException) -> str:
