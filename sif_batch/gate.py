@@ -25,8 +25,8 @@ TIE = 1e-6  # relative: distances this near count as equal
 class Truth:
     """The exact nearest live rows of each held-out query, nearest first, the query itself left out.
 
-    rows: one (m,) int64 array of release rows a query, distances: the same, squared distances of unit vectors;
-    own: (q,) the query's own row in the release, -1 when it is not in it.
+    rows: one (m,) int64 array of release rows a query, all as near as the K-th among them; distances: the same,
+    squared distances of unit vectors; own: (q,) the query's own row in the release, -1 when it is not in it.
     """
 
     rows: list[np.ndarray]
@@ -56,7 +56,7 @@ def exact_neighbours(
             rows[query].append(live[live >= 0])
             distances[query].append(part.near_distance[at][live >= 0])
     merged = [_merge(r, d, o) for r, d, o in zip(rows, distances, own, strict=True)]
-    short = np.array([d[NEIGHBOURS - 1] if len(d) >= NEIGHBOURS else np.inf for _, d in merged])
+    short = np.array([max(d[NEIGHBOURS - 1], nearly(d, K)) if len(d) >= NEIGHBOURS else np.inf for _, d in merged])
     for number in np.flatnonzero((last < short[:, None]).any(axis=0)).tolist():
         again = np.flatnonzero(last[:, number] < short)
         released = placed[number].released
@@ -72,8 +72,15 @@ def exact_neighbours(
 def _merge(rows: list[np.ndarray], distances: list[np.ndarray], own: int) -> tuple[np.ndarray, np.ndarray]:
     row, distance = np.concatenate(rows), np.concatenate(distances)
     order = np.lexsort((row, distance))
-    order = order[row[order] != own][: 2 * NEIGHBOURS]
+    order = order[row[order] != own]
+    ties = np.searchsorted(distance[order], nearly(distance[order], K), side="right")
+    order = order[: max(2 * NEIGHBOURS, ties)]  # of many copies of one image each is as right as the others
     return row[order], distance[order]
+
+
+def nearly(distances: np.ndarray, k: int) -> float:
+    """How far a row may be to count as near as the k-th. distances: rising, (n,) float32."""
+    return float(distances[min(k, len(distances)) - 1]) * (1 + TIE) + TIE if len(distances) else 0.0
 
 
 def recall(truth: Truth, found: Sequence[np.ndarray], k: int = K) -> float | None:
@@ -85,7 +92,7 @@ def recall(truth: Truth, found: Sequence[np.ndarray], k: int = K) -> float | Non
     for rows, distances, got in zip(truth.rows, truth.distances, found, strict=True):
         wanted = min(k, len(rows))
         if wanted:
-            near_enough = rows[distances <= distances[wanted - 1] * (1 + TIE) + TIE]
+            near_enough = rows[distances <= nearly(distances, k)]
             shares.append(min(wanted, int(np.isin(got[:k], near_enough).sum())) / wanted)
     return float(np.mean(shares)) if shares else None
 
@@ -120,7 +127,7 @@ def judge(settings: GateSettings, manifest: dict[str, Any]) -> list[str]:
         )
     measured = manifest["recall"]["at_10"]
     if measured is not None and measured < settings.min_recall:
-        reasons.append(f"recall@10 is {measured:.3f}, at least {settings.min_recall:g} is asked for")
+        reasons.append(f"recall@10 is {measured:g}, at least {settings.min_recall:g} is asked for")
     if not manifest["finite"]:
         reasons.append("some vectors are not finite")
     return reasons

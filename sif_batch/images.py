@@ -1,10 +1,11 @@
 """Bytes to pixels, or the reason why not: one kind of a short closed list, and a message."""
 
+import contextlib
 import io
 import math
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,10 +69,26 @@ def decode(
     """
     if not data:
         raise ImageError("not_an_image", "the file is empty")
+    with _telling_why():
+        return _decode(data, at_least, side, max_pixels)
+
+
+def checked_rgb(image: Image.Image) -> Image.Image:
+    """`upright_rgb` of an image that may not have been read yet. Raises ImageError."""
+    if not (image.width and image.height):
+        raise ImageError("not_an_image", f"it has {image.width} x {image.height} pixels")
+    with _telling_why():
+        image.load()
+        return upright_rgb(image)
+
+
+@contextlib.contextmanager
+def _telling_why() -> Iterator[None]:
+    """Whatever Pillow raises as ImageError; its warnings are not shown."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _decode(data, at_least, side, max_pixels)
+            yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:

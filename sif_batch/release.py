@@ -250,34 +250,33 @@ def find_damage(store: Store, folder: str = "") -> list[dict[str, str]]:
     prefix = f"{folder}/" if folder else ""
     try:
         data = store.read(prefix + MANIFEST)
-        manifest = json.loads(data)
-        files = manifest["files"].items()
+        files = [(path, int(file["size"]), str(file["sha256"])) for path, file in json.loads(data)["files"].items()]
     except FileNotFoundError:
         return [{"file": prefix + MANIFEST, "reason": "missing"}]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        return [{"file": prefix + MANIFEST, "reason": f"cannot be read ({error})"}]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [{"file": prefix + MANIFEST, "reason": f"cannot be read ({type(error).__name__}: {error})"}]
     damaged = []
     name = os.path.basename(store.path(folder))
     if ID.match(name) and hashlib.sha256(data).hexdigest() != name:
         damaged.append({"file": prefix + MANIFEST, "reason": "altered: its sha256 is not the release's id"})
-    for path, wanted in files:
-        if reason := _damage(store, prefix + path, wanted):
+    for path, size, sha256 in files:
+        if reason := _damage(store, prefix + path, size, sha256):
             damaged.append({"file": prefix + path, "reason": reason})
     return damaged
 
 
-def _damage(store: Store, name: str, wanted: dict[str, Any]) -> str | None:
+def _damage(store: Store, name: str, size: int, sha256: str) -> str | None:
     try:
         with store.open(name) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        size = store.fs.size(store.path(name))
+        found_size = store.fs.size(store.path(name))
     except FileNotFoundError:
         return "missing"
     except OSError as error:
         return f"cannot be read ({error})"
-    if size != wanted["size"]:
-        return f"altered: {size} bytes, expected {wanted['size']}"
-    return None if found == wanted["sha256"] else "altered: its sha256 is not the one recorded"
+    if found_size != size:
+        return f"altered: {found_size} bytes, expected {size}"
+    return None if found == sha256 else "altered: its sha256 is not the one recorded"
 
 
 def describe_sources(sources: Sequence[Source]) -> list[dict[str, str]]:

@@ -63,8 +63,12 @@ class Store:
         """The names in `folder` (not deeper) with their sizes in bytes, in order; without temporary files."""
         try:
             if self.local:
+                sizes = {}
                 with os.scandir(self.path(folder)) as found:
-                    sizes = {entry.name: entry.stat().st_size for entry in found}
+                    for entry in found:
+                        # Another process may be done with its temporary files, or with old ones, meanwhile.
+                        with contextlib.suppress(FileNotFoundError):
+                            sizes[entry.name] = entry.stat().st_size
             else:
                 infos = self.fs.ls(self.path(folder), detail=True, refresh=True)
                 sizes = {i["name"].rstrip("/").rsplit("/", 1)[-1]: i["size"] or 0 for i in infos}
@@ -171,7 +175,7 @@ class Store:
             return
         for found in list(Path(self.base).rglob(TEMPORARY + "*")):
             if _is_abandoned(found):
-                shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
+                shutil.rmtree(found, ignore_errors=True) if found.is_dir() else found.unlink(missing_ok=True)
 
     def _write_temporary(self, name: str, data: bytes) -> str:
         folder = os.path.dirname(self.path(name))
@@ -195,8 +199,8 @@ def temporary_name() -> str:
 
 
 def _is_abandoned(path: Path) -> bool:
-    host, pid = path.name.removeprefix(TEMPORARY).split("-")[:2]
-    if host == HOST:
+    host, pid, *_ = *path.name.removeprefix(TEMPORARY).split("-"), ""
+    if host == HOST and pid.isdecimal():
         try:
             os.kill(int(pid), 0)
             return False
@@ -204,7 +208,9 @@ def _is_abandoned(path: Path) -> bool:
             return True
         except PermissionError:
             return False
-    return time.time() - path.stat().st_mtime > SWEEP_AFTER_S
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - path.lstat().st_mtime > SWEEP_AFTER_S
+    return False
 
 
 def sync_folder(path: str) -> None:
