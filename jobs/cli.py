@@ -75,7 +75,7 @@ def run(places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: flo
     gate = GateSettings(enabled=not no_gate, **({} if max_failures is None else {"max_failures": max_failures}))
     given = {name: value for name, value in options.items() if value is not None}
     settings = RunSettings(sources=places[:-1], root=places[-1], gate=gate, beam=beam, **given)
-    reporter = Reporter(quiet=False)
+    reporter = Reporter()
     if "DirectRunner" in " ".join(beam):
         reporter.say("DirectRunner is run as FnApiRunner")
     result = run_night(settings, reporter)
@@ -185,7 +185,8 @@ def split_beam_options(places: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[
 
 def stdout() -> Console:
     """The terminal, or a file or pipe at a width that cuts no key."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200, soft_wrap=False)
+    width = None if sys.stdout.isatty() else 200
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def print_json(value: Any) -> None:

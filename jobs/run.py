@@ -5,15 +5,15 @@ import platform
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import sif_batch
 from jobs.embed import Embedded, embed_collection
 from jobs.index import index_collection
 from jobs.progress import Reporter
-from jobs.settings import RunSettings, decide_record, usable_cores
-from sif_batch.config import SifBatchError, canonical_json
+from jobs.settings import RunSettings, decide_record, read_record, usable_cores
+from sif_batch.config import IndexSettings, SifBatchError, canonical_json
 from sif_batch.encoders import install_encoder
 from sif_batch.kernels import cpu_flags, instruction_set
 from sif_batch.release import cache_latest, read_top
@@ -27,8 +27,10 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
 
     settings = settings.model_copy(update={"beam": tuple(check_options(settings.beam))})
     seconds: dict[str, float] = {}
+    started = utc()
     store = Store(settings.root)
-    record, spec = decide_record(store, settings)
+    old = read_record(store)
+    record, spec = decide_record(store, old, settings)
     store.check_writable()
     with timed(seconds, "list"):
         for source in record.sources:
@@ -37,7 +39,9 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
     # Nothing was written before this line.
     store.sweep()
     install_encoder(store, spec)
-    store.replace("root.json", record.canonical())
+    # A kind of index is recorded once it has made a release: one that cannot must not stay for later nights.
+    recorded = record.model_copy(update={"index": old.index if old else IndexSettings()})
+    store.replace("root.json", recorded.canonical())
     listing_name = listing.save(store)
     parent = read_top(store)
     if parent is not None:
@@ -56,6 +60,8 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
             )
         with timed(seconds, "index"):
             indexed = index_collection(store, record, listing, embedded, settings, reporter)
+        if indexed.outcome != "refused" and record != recorded:
+            store.replace("root.json", record.canonical())
         manifest = indexed.manifest
         result |= {
             "outcome": indexed.outcome,
@@ -76,12 +82,16 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
                 "codes_scanned": manifest["codes_scanned"],
                 "query_ms": indexed.query_ms and round(indexed.query_ms, 3),
             },
-            "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "bottleneck": bottleneck(embedded),
         }
-        return result
+    except (SifBatchError, OSError) as error:
+        result |= {"error": str(error), "remedy": getattr(error, "remedy", "")}
+        raise
     finally:
-        write_run(store, settings, listing_name, parent, result)
+        result["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
+        store.sweep()
+        write_run(store, settings, started, listing_name, parent, result)
+    return result
 
 
 @contextmanager
@@ -103,12 +113,19 @@ def bottleneck(embedded: Embedded) -> str | None:
 
 
 def write_run(
-    store: Store, settings: RunSettings, listing: str, parent: dict[str, Any] | None, result: dict[str, Any]
+    store: Store,
+    settings: RunSettings,
+    started: str,
+    listing: str,
+    parent: dict[str, Any] | None,
+    result: dict[str, Any],
 ) -> None:
-    """runs/<id>/run.json: what this run was asked, where it ran and what came of it."""
-    name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}"
+    """runs/<id>/run.json: what this run was asked, where it ran and what came of it. Failing here fails nothing."""
+    name = f"{utc()}-{uuid.uuid4().hex[:8]}"
     document = {
         "id": name,
+        "started": started,
+        "ended": utc(),
         "settings": settings.model_dump(mode="json"),
         "version": sif_batch.__version__,
         "listing": listing,
@@ -123,4 +140,9 @@ def write_run(
         },
         "result": result,
     }
-    store.create(f"runs/{name}/run.json", canonical_json(document))
+    with suppress(OSError):
+        store.create(f"runs/{name}/run.json", canonical_json(document))
+
+
+def utc() -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

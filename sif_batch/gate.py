@@ -1,5 +1,6 @@
 """The gate: nothing is published that was not measured on held-out queries against exact neighbours."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from sif_batch.storage import Store
 K = 10
 TARGET_RECALL = 0.95  # what the operating point is chosen for; the gate itself asks for less
 RERANK = 200
+SCANNED_AT_LEAST = 4096
 BLOCK = 65_536
 TIE = 1e-6  # relative: distances this near count as equal
 
@@ -98,12 +100,16 @@ def recall(truth: Truth, found: Sequence[np.ndarray], k: int = K) -> float | Non
 
 
 def choose_point(index: Index, quantizer: Quantizer, truth: Truth) -> OperatingPoint | None:
-    """The fewest cells, doubling from one, whose recall meets the target; all cells if none does. None: exact."""
+    """The fewest cells, doubling, whose recall meets the target; all cells if none does. None: exact.
+
+    It begins where a query scans `SCANNED_AT_LEAST` codes: to scan fewer saves no time that anyone can measure.
+    """
     cells = quantizer.spec.cells
     if not cells:
         return None
     rerank = min(len(index), RERANK)
-    tried = sorted({min(2**i, cells) for i in range(cells.bit_length() + 1)})
+    fewest = min(cells, math.ceil(SCANNED_AT_LEAST * cells / max(1, len(index))))
+    tried = sorted({min(fewest * 2**i, cells) for i in range(cells.bit_length() + 1)})
     for probed in tried:
         point = OperatingPoint(probed, rerank)
         reached = recall(truth, ask(index, quantizer, truth, point))

@@ -200,6 +200,7 @@ def _train_ivf_pq(store: Store, folder: str, spec: QuantizerSpec, x: np.ndarray)
     coarse = faiss.IndexFlatL2(spec.reduced)
     ivf = faiss.IndexIVFPQ(coarse, spec.reduced, spec.cells, spec.reduced // DIMENSIONS_PER_CODE, 4)
     ivf.do_polysemous_training = False
+    ivf.cp.min_points_per_centroid = ivf.pq.cp.min_points_per_centroid = 1  # choose_spec sees to it, without a warning
     ivf.train(reduced)
     for name, array in (("mean", mean), ("components", components)):
         store.create(f"{folder}/{name}.npy", array_bytes(array))

@@ -24,8 +24,8 @@ from sif_batch.encoders import Encoder, read_spec
 from sif_batch.images import ImageError, checked_rgb
 from sif_batch.kernels import import_faiss, project
 from sif_batch.quantizer import normalise
-from sif_batch.release import ID, MANIFEST, read_manifest, read_top
-from sif_batch.sources.names import hash_of
+from sif_batch.release import MANIFEST, check_release, damaged, read_top
+from sif_batch.sources.names import hash_of, local_of
 from sif_batch.storage import Store, digest, open_filesystem, sha256_of
 
 BLOCK = 8192
@@ -92,10 +92,8 @@ class Index:
         The sizes of all files and the checksums of the faiss indexes are compared with release.json.
         """
         store, folder = find_release(os.fspath(url))
-        manifest = read_manifest(store, folder)
         try:
-            _check(store, folder, manifest)
-            return Index(store, folder, manifest)
+            return Index(store, folder, check_release(store, folder))
         except SifBatchError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
@@ -305,7 +303,7 @@ class Index:
         path = self._local(name)
         files = self.manifest.get("files")  # none yet where a candidate is measured
         if files and sha256_of(path) != files[name]["sha256"]:
-            raise _damaged(self._store.path(f"{self._folder}/{name}" if self._folder else name))
+            raise damaged(self._store.path(f"{self._folder}/{name}" if self._folder else name))
         return import_faiss().read_index(str(path))
 
     def _pixels(self, image: str | os.PathLike[str] | bytes | Image.Image) -> np.ndarray:
@@ -337,28 +335,6 @@ def find_release(url: str) -> tuple[Store, str]:
     return store, f"releases/{top['release']}"
 
 
-def _check(store: Store, folder: str, manifest: dict[str, Any]) -> None:
-    prefix = f"{folder}/" if folder else ""
-    name = os.path.basename(store.path(folder))
-    if ID.match(name) and digest(canonical_json(manifest)) != name:
-        raise _damaged(store.path(prefix + MANIFEST))
-    for name, wanted in manifest["files"].items():
-        path = store.path(prefix + name)
-        try:
-            fine = store.fs.size(path) == wanted["size"]
-        except FileNotFoundError:
-            fine = False
-        if not fine:
-            raise _damaged(path)
-
-
-def _damaged(path: str) -> SifBatchError:
-    return SifBatchError(
-        f"{path}: missing or altered, the release is damaged",
-        remedy="sif-batch verify lists all damage; open an older release or run again",
-    )
-
-
 def _unit(rows: np.ndarray) -> np.ndarray:
     """Kept rows of any form as unit vectors, float32."""
     x = np.asarray(rows, np.float32)
@@ -373,8 +349,11 @@ def _in_order(rows: np.ndarray, similarities: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _read(name: str) -> bytes:
-    fs, path = open_filesystem(name)
     try:
+        path = local_of(name)
+        if os.path.lexists(path):  # before fsspec, for which `::` in a name would be a chain
+            return Path(path).read_bytes()
+        fs, path = open_filesystem(name)
         return bytes(fs.cat_file(path))
     except OSError as error:
         raise SifBatchError(f"{name}: cannot be read ({error.strerror or error})") from error

@@ -163,8 +163,7 @@ class Live:
 def find_live(store: Store, entries: pa.Table, sources: Sequence[Source] = (SOURCE,), encoder: str = ENCODER) -> Live:
     catalog = load_catalog(store, encoder)
     standing = standing_rows(entries, catalog)
-    live = np.where(standing.good, standing.row, -1)
-    return Live(catalog.parts, catalog.fingerprints, live_rows(entries, live, standing, catalog, sources))
+    return Live(catalog.parts, catalog.fingerprints, live_rows(catalog, standing.row[standing.good], sources))
 
 
 def quantize(store: Store, live: Live, family: str = "flat", encoder: str = ENCODER) -> QuantizerRecord:

@@ -279,8 +279,8 @@ def test_an_entry_lives_at_most_once_and_nothing_lives_that_is_not_listed(
     standing = standing_rows(entries, catalog)
     if not standing.good.any():
         return
-    live = np.where(standing.good, standing.row, -1)
-    table = live_rows(entries, live, standing, catalog, [SOURCE, Source(name="cats", url="/cats")])
+    live = standing.row[standing.good]
+    table = live_rows(catalog, live, [SOURCE, Source(name="cats", url="/cats")])
     keys = table["key"].to_pylist()
     assert len(set(keys)) == len(keys) == standing.good.sum()
     assert set(keys) <= {key_of(row.source, row.path) for row in listing}

@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, Finished
+from conftest import PHOTOS, REPOSITORY, Finished, run_command
 
 from sif_batch.storage import HOST, TEMPORARY
 
@@ -41,13 +42,20 @@ def test_killed_runs_end_in_the_same_release_at_full_size() -> None:
     assert (found["runs"], found["identical"]) == (17, 17)
 
 
-@pytest.fixture
-def published(photos: Callable[[int], Path], tmp_path: Path, sif_batch: Callable[..., Finished]) -> tuple[Path, str]:
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A ROOT and its release."""
-    root = tmp_path / "root"
-    done = sif_batch("run", photos(3), root, "--json")
+    folder = tmp_path_factory.mktemp("crash")
+    done = run_command(folder, "run", PHOTOS / "pizza", folder / "root", "--json")
     assert done.code == 0, done.err
-    return root, done.json["release"]
+    return folder / "root", done.json["release"]
+
+
+@pytest.fixture
+def published(untouched: tuple[Path, str], tmp_path: Path) -> tuple[Path, str]:
+    """A copy of that ROOT, and its release."""
+    root, release = untouched
+    return shutil.copytree(root, tmp_path / "root"), release
 
 
 def test_what_a_killed_run_left_is_mended_by_the_next(

@@ -18,7 +18,7 @@ import pytest
 from sif_batch import embedding
 from sif_batch.catalog import CATALOG_SCHEMA, Catalog, spans_to_do, standing_rows
 from sif_batch.child import Child
-from sif_batch.config import Source
+from sif_batch.config import SifBatchError, Source
 from sif_batch.embedding import ShardStats, embed_in_child, embed_shard, load_encoder, read_entry
 from sif_batch.encoders import built_in_spec, install_encoder
 from sif_batch.images import ImageError
@@ -93,7 +93,7 @@ def embed_watched(child: Child, store: Store, plan: str, stall_s: float = 120) -
 
 @contextlib.contextmanager
 def when_opened(fifo: Path, act: Callable[[], None], then: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Each time a process has opened this FIFO to read call `act`, which must end it, and `then` when it is gone."""
+    """Each time a process has opened this FIFO to read: `act`, after which it must end, and `then` when it has."""
     stop = threading.Event()
 
     def watch() -> None:
@@ -288,7 +288,7 @@ def test_a_child_that_dies_without_an_image_in_work_stops_the_run(
 ) -> None:
     store, plan = make_root(tmp_path / "root", str(photos(3)))
     (tmp_path / "modules" / "onnxruntime.py").write_text("import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(embedding.SifBatchError, match=r"SIGKILL\), 3 times with no image in work") as caught:
+    with pytest.raises(SifBatchError, match=r"SIGKILL\), 3 times with no image in work") as caught:
         embed_watched(child, store, plan)
     assert "free memory" in caught.value.remedy
     assert not store.exists(f"parts/{SPEC.id}")

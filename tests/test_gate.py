@@ -230,7 +230,12 @@ def test_recall_counts_by_distance(steps: list[int], k: int, data: st.DataObject
 # The operating point.
 
 
-def test_the_operating_point_is_the_fewest_cells_that_reach_the_target(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scanned", [1, 130, 700, 5000])
+def test_the_operating_point_is_the_fewest_cells_that_reach_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scanned: int
+) -> None:
+    """Doubling from those that hold as many codes as nobody need spare."""
+    monkeypatch.setattr(gate, "SCANNED_AT_LEAST", scanned)
     rows = [Row(path) for path in paths(2000)]
     store = make_root(tmp_path / "root", rows, 700)
     live = find_live(store, entries_of(rows))
@@ -242,7 +247,8 @@ def test_the_operating_point_is_the_fewest_cells_that_reach_the_target(tmp_path:
     own = np.array([number[key] for key in quantizer.query_keys])
     truth = exact_neighbours(store, quantizer, live.used, placed, own)
     point = choose_point(index, quantizer, truth)
-    assert point is not None and 1 <= point.cells <= record.spec.cells and point.cells & (point.cells - 1) == 0
+    fewest = min(record.spec.cells, -(-scanned * record.spec.cells // 2000))
+    assert point is not None and point.cells in {min(fewest * 2**i, record.spec.cells) for i in range(10)}
 
     def reached(cells: int) -> float:
         found = recall(truth, ask(index, quantizer, truth, OperatingPoint(cells, point.rerank)))
@@ -250,7 +256,7 @@ def test_the_operating_point_is_the_fewest_cells_that_reach_the_target(tmp_path:
         return found
 
     assert reached(point.cells) >= gate.TARGET_RECALL or point.cells == record.spec.cells
-    assert point.cells == 1 or reached(point.cells // 2) < gate.TARGET_RECALL
+    assert point.cells == fewest or reached(-(-point.cells // 2)) < gate.TARGET_RECALL
     for rows_found, own_row in zip(ask(index, quantizer, truth, point), own, strict=True):
         assert len(rows_found) == 10 and own_row not in rows_found
 

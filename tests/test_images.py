@@ -245,7 +245,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked() -> None:
     assert kind_of(bytes(bomb)) == "too_large"
 
 
-def test_warnings_of_pillow_are_not_shown() -> None:
+def test_a_palette_with_transparency_is_converted_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         palette = Image.fromarray(PIXELS).convert("P")
