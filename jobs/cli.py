@@ -112,7 +112,7 @@ def run(places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: flo
         given["views"] = tuple(view for view in given["views"].split("+") if view != "none")
     encoder = EncoderRequest(**{name: given.pop(name) for name in EncoderRequest.model_fields if name in given})
     settings = RunSettings(sources=places[:-1], root=places[-1], encoder=encoder, gate=gate, beam=beam, **given)
-    reporter = Reporter(quiet=False)
+    reporter = Reporter()
     if "DirectRunner" in " ".join(beam):
         reporter.say("DirectRunner is run as FnApiRunner")
     result = run_night(settings, reporter)
@@ -236,7 +236,8 @@ def split_beam_options(places: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[
 
 def stdout() -> Console:
     """The terminal, or a file or pipe at a width that cuts no key."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200, soft_wrap=False)
+    width = None if sys.stdout.isatty() else 200
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def print_json(value: Any) -> None:

@@ -30,10 +30,9 @@ from sif_batch.storage import Store
 
 @dataclass
 class Embedded:
-    """The collection after embedding. live: (entries,) catalog row of each entry, -1 for none; counts: the ledger."""
+    """The collection after embedding. live: (n,) numbers of the catalog rows to index; counts: the ledger."""
 
     catalog: Catalog
-    standing: Standing
     live: np.ndarray
     counts: dict[str, Any]
     thread_s: dict[str, float] = field(default_factory=dict)
@@ -46,41 +45,40 @@ def embed_collection(
     entries = listing.entries
     catalog = load_catalog(store, record.encoder)
     before = set(catalog.parts)
-    standing = standing_rows(entries, catalog, settings.max_attempts)
     counters: dict[str, int] = {}
-    for name in open_plans(store, record.encoder):
-        plan = plan_shards(store, name)
-        _run_shards(
-            store,
-            name,
-            unfinished_part(plan, catalog, entries.filter(pa.array(standing.todo))),
-            settings,
-            reporter,
-            counters,
-        )
-        finish_plan(store, name)
-        catalog = load_catalog(store, record.encoder)
+    for unfinished in [*open_plans(store, record.encoder), None]:
         standing = standing_rows(entries, catalog, settings.max_attempts)
-    todo = spans_to_do(entries, standing)
-    if len(todo):
-        plan = make_plan(record.encoder, todo, settings.shard_images)
-        name = save_plan(store, record.encoder, plan, record.sources)
+        todo = spans_to_do(entries, standing, wanted(standing, catalog, before))
+        if unfinished is None and not len(todo):
+            break
+        if unfinished is None:
+            plan = make_plan(record.encoder, todo, settings.shard_images)
+            name = save_plan(store, record.encoder, plan, record.sources)
+        else:
+            name, plan = unfinished, unfinished_part(plan_shards(store, unfinished), catalog, todo)
         _run_shards(store, name, plan, settings, reporter, counters)
         finish_plan(store, name)
         catalog = load_catalog(store, record.encoder)
-        standing = standing_rows(entries, catalog, settings.max_attempts)
+    standing = standing_rows(entries, catalog, settings.max_attempts)
     stale = stale_rows(entries, standing, catalog, _older_listings(store, listing_name))
-    live = np.where(standing.good, standing.row, stale)
+    live = np.concatenate([standing.row[standing.good], stale[stale >= 0]])
     counts = count(standing, stale, catalog, before) | {"ignored": sum(listing.ignored.values())}
     thread_s = {k.removesuffix("_ms"): v / 1000 for k, v in counters.items() if k.endswith("_ms")}
-    return Embedded(catalog, standing, live, counts, thread_s)
+    return Embedded(catalog, live, counts, thread_s)
+
+
+def wanted(standing: Standing, catalog: Catalog, before: set[str]) -> np.ndarray:
+    """Which entries to embed, (entries,) bool: no row yet, or a passing failure of an earlier run."""
+    earlier = np.array([part in before for part in catalog.parts] or [False])
+    part = catalog.rows["part"].to_numpy()[standing.row] if len(catalog.rows) else np.zeros(len(standing.row), int)
+    return (standing.row < 0) | (standing.retry & earlier[part])
 
 
 def unfinished_part(plan: pa.Table, catalog: Catalog, todo: pa.Table) -> pa.Table:
     """The shards of an interrupted plan that have no part yet and hold an entry that is still wanted."""
     missing = plan.filter(pc.invert(pc.is_in(plan["part"], pa.array(catalog.parts, pa.string()))))
-    wanted = missing.join(todo.select(ENTRY), ENTRY, join_type="left semi")["shard"].unique()
-    return missing.filter(pc.is_in(missing["shard"], wanted))
+    shards = missing.join(todo.select(ENTRY), ENTRY, join_type="left semi")["shard"].unique()
+    return missing.filter(pc.is_in(missing["shard"], shards))
 
 
 def count(standing: Standing, stale: np.ndarray, catalog: Catalog, before: set[str]) -> dict[str, Any]:
@@ -115,11 +113,11 @@ def _run_shards(
         return
     shared_child().start()  # it imports and loads while this process imports Beam
     from pipelines import embed
-    from pipelines.runner import run_pipeline
+    from pipelines.runner import Progress, run_pipeline
 
     shards = plan["shard"].unique().to_pylist()
     with reporter.stage("embedding", len(plan), "images") as update:
-        embed.on_progress = update
+        Progress.update = update
         transform = embed.EmbedShards(store.url, name, shards, settings.workers)
         for key, value in run_pipeline(transform, settings.beam).items():
             counters[key] = counters.get(key, 0) + value

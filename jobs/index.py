@@ -14,7 +14,7 @@ from jobs.settings import RunSettings
 from sif_batch import release as releases
 from sif_batch.catalog import keys_of, live_rows
 from sif_batch.child import shared_child
-from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.config import RootRecord, SifBatchError, canonical_json
 from sif_batch.gate import all_finite, ask, choose_point, exact_neighbours, judge, recall
 from sif_batch.quantizer import QuantizerRecord, load_quantizer, must_retrain, read_record, train_quantizer
 from sif_batch.query import Index
@@ -41,7 +41,8 @@ def index_collection(
 ) -> Indexed:
     """Assemble a release of the live rows, measure it, and publish it if the gate lets it pass."""
     catalog, counts = embedded.catalog, embedded.counts
-    live = live_rows(listing.entries, embedded.live, embedded.standing, catalog, record.sources)
+    live = live_rows(catalog, embedded.live, record.sources)
+    used = sorted(pc.unique(live["part"]).to_pylist())
     top = releases.read_top(store)
     parent = _manifest(store, top["release"]) if top else None
     quantizer = _quantizer_in_force(store, record, parent, len(live))
@@ -68,11 +69,12 @@ def index_collection(
         return Indexed("unchanged", top["release"], parent, [], deleted)
     candidate, query_ms = _known_candidate(store, inputs), None
     if candidate is None:
-        _quantize(store, quantizer.id, catalog.parts, live, settings, reporter)
+        _quantize(store, quantizer.id, [catalog.parts[number] for number in used], settings, reporter)
         reporter.say(f"assembling {len(live)} rows")
-        used = [catalog.fingerprints[number] for number in pc.unique(live["part"]).to_pylist()]
-        made_by = sorted({*used, json.dumps(quantizer.fingerprint, sort_keys=True)})
-        manifest = decided | {"inputs": inputs, "fingerprints": [json.loads(text) for text in made_by]}
+        made_by = sorted(
+            {*(catalog.fingerprints[number] for number in used), canonical_json(quantizer.fingerprint).decode()}
+        )
+        manifest = decided | {"inputs": inputs, "fingerprints": [json.loads(text) for text in sorted(made_by)]}
         candidate, query_ms = _build(store, quantizer.id, catalog.parts, live, manifest)
     manifest = releases.read_manifest(store, f"releases/{candidate}")
     reasons = judge(settings.gate, manifest)
@@ -86,20 +88,16 @@ def _quantizer_in_force(
     store: Store, record: RootRecord, parent: dict[str, Any] | None, rows: int
 ) -> QuantizerRecord | None:
     """The quantizer of the current release, while it still fits; None: one must be trained."""
-    if parent is None:
+    if parent is None or not store.exists(f"quantizers/{parent['quantizer']['id']}"):
         return None
-    try:
-        quantizer = read_record(store, parent["quantizer"]["id"])
-    except FileNotFoundError:
-        return None
+    quantizer = read_record(store, parent["quantizer"]["id"])
     return None if must_retrain(quantizer, record.index, record.encoder, rows) else quantizer
 
 
 def _manifest(store: Store, release: str) -> dict[str, Any] | None:
-    """The release's manifest; None where its folder is gone, so that it is built again."""
-    if not store.exists(f"releases/{release}/{releases.MANIFEST}"):
-        return None
-    return releases.read_manifest(store, f"releases/{release}")
+    """The release's manifest; None where its folder is gone, so that it is built again. A damaged one raises."""
+    folder = f"releases/{release}"
+    return releases.check_release(store, folder) if store.exists(folder) else None
 
 
 def _known_candidate(store: Store, inputs: str) -> str | None:
@@ -125,20 +123,18 @@ def _deleted(store: Store, listing: Listing, top: dict[str, Any] | None, parent:
     return len(keys) - int(pc.sum(pc.is_in(keys, named)).as_py() or 0)
 
 
-def _quantize(
-    store: Store, quantizer: str, parts: list[str], live: pa.Table, settings: RunSettings, reporter: Reporter
-) -> None:
-    used = [parts[number] for number in sorted(pc.unique(live["part"]).to_pylist())]
+def _quantize(store: Store, quantizer: str, parts: list[str], settings: RunSettings, reporter: Reporter) -> None:
+    """Make the codes of these parts that have none yet."""
     done = store.sizes(f"codes/{quantizer}")
-    missing = [part for part in used if f"{part}.parquet" not in done]
+    missing = [part for part in parts if f"{part}.parquet" not in done]
     if not missing:
         return
     shared_child().start()
     from pipelines import quantize
-    from pipelines.runner import run_pipeline
+    from pipelines.runner import Progress, run_pipeline
 
     with reporter.stage("quantizing", len(missing), "parts") as update:
-        quantize.on_progress = update
+        Progress.update = update
         run_pipeline(quantize.QuantizeParts(store.url, quantizer, missing), settings.beam)
 
 

@@ -18,14 +18,14 @@ class Update(Protocol):
 
 
 class Reporter:
-    """Says what runs and how far it is; `quiet` says nothing."""
+    """Says what runs and how far it is."""
 
-    def __init__(self, quiet: bool = False):
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        self.live = sys.stderr.isatty() and not quiet
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.live = sys.stderr.isatty()
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text)
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Update]:

@@ -5,7 +5,7 @@ import platform
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import sif_batch
@@ -14,7 +14,7 @@ from jobs.index import index_collection
 from jobs.progress import Reporter
 from jobs.settings import RunSettings, decide_record, read_record, usable_cores
 from sif_batch.catalog import load_catalog, standing_rows
-from sif_batch.config import RootRecord, SifBatchError, canonical_json
+from sif_batch.config import IndexSettings, RootRecord, SifBatchError, canonical_json
 from sif_batch.encoders import install_encoder
 from sif_batch.kernels import cpu_flags, instruction_set
 from sif_batch.release import cache_latest, read_top
@@ -28,19 +28,23 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
 
     settings = settings.model_copy(update={"beam": tuple(check_options(settings.beam))})
     seconds: dict[str, float] = {}
+    started = utc()
     store = Store(settings.root)
+    old = read_record(store)
     store.check_writable()
-    record, chosen = decide_record(store, settings, reporter.say)
+    record, chosen = decide_record(store, old, settings, reporter.say)
     with timed(seconds, "list"):
         for source in record.sources:
             reporter.say(f"listing {source.url}")
         listing = list_sources(record.sources, lambda found: reporter.say(f"listing: {found} found"))
-    say_cost(store, record, listing, settings, reporter)
+    if old is not None and old.encoder != record.encoder:
+        say_cost(store, old, record, listing, settings, reporter)
     # Nothing was written before this line.
     store.sweep()
     install_encoder(store, chosen.spec, chosen.model)
-    del chosen
-    store.replace("root.json", record.canonical())
+    # A kind of index is recorded once it has made a release: one that cannot must not stay for later nights.
+    recorded = record.model_copy(update={"index": old.index if old else IndexSettings()})
+    store.replace("root.json", recorded.canonical())
     listing_name = listing.save(store)
     parent = read_top(store)
     if parent is not None:
@@ -59,6 +63,8 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
             )
         with timed(seconds, "index"):
             indexed = index_collection(store, record, listing, embedded, settings, reporter)
+        if indexed.outcome != "refused" and record != recorded:
+            store.replace("root.json", record.canonical())
         manifest = indexed.manifest
         result |= {
             "outcome": indexed.outcome,
@@ -79,19 +85,22 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
                 "codes_scanned": manifest["codes_scanned"],
                 "query_ms": indexed.query_ms and round(indexed.query_ms, 3),
             },
-            "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "bottleneck": bottleneck(embedded),
         }
-        return result
+    except (SifBatchError, OSError) as error:
+        result |= {"error": str(error), "remedy": getattr(error, "remedy", "")}
+        raise
     finally:
-        write_run(store, settings, listing_name, parent, result)
+        result["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
+        store.sweep()
+        write_run(store, settings, started, listing_name, parent, result)
+    return result
 
 
-def say_cost(store: Store, record: RootRecord, listing: Listing, settings: RunSettings, reporter: Reporter) -> None:
+def say_cost(
+    store: Store, old: RootRecord, record: RootRecord, listing: Listing, settings: RunSettings, reporter: Reporter
+) -> None:
     """Say what another encoder than ROOT's costs, before it is paid."""
-    old = read_record(store)
-    if old is None or old.encoder == record.encoder:
-        return
     catalog = load_catalog(store, record.encoder, keep=False)
     todo = int(standing_rows(listing.entries, catalog, settings.max_attempts).todo.sum())
     reporter.say(
@@ -119,12 +128,19 @@ def bottleneck(embedded: Embedded) -> str | None:
 
 
 def write_run(
-    store: Store, settings: RunSettings, listing: str, parent: dict[str, Any] | None, result: dict[str, Any]
+    store: Store,
+    settings: RunSettings,
+    started: str,
+    listing: str,
+    parent: dict[str, Any] | None,
+    result: dict[str, Any],
 ) -> None:
-    """runs/<id>/run.json: what this run was asked, where it ran and what came of it."""
-    name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}"
+    """runs/<id>/run.json: what this run was asked, where it ran and what came of it. Failing here fails nothing."""
+    name = f"{utc()}-{uuid.uuid4().hex[:8]}"
     document = {
         "id": name,
+        "started": started,
+        "ended": utc(),
         "settings": settings.model_dump(mode="json"),
         "version": sif_batch.__version__,
         "listing": listing,
@@ -139,4 +155,9 @@ def write_run(
         },
         "result": result,
     }
-    store.create(f"runs/{name}/run.json", canonical_json(document))
+    with suppress(OSError):
+        store.create(f"runs/{name}/run.json", canonical_json(document))
+
+
+def utc() -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

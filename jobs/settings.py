@@ -68,13 +68,19 @@ def open_root(url: str) -> tuple[Store, RootRecord]:
     return store, record
 
 
-def decide_record(store: Store, settings: RunSettings, say: Say = lambda text: None) -> tuple[RootRecord, Chosen]:
+def decide_record(
+    store: Store, old: RootRecord | None, settings: RunSettings, say: Say = lambda text: None
+) -> tuple[RootRecord, Chosen]:
     """What ROOT will record: its own choices, with what was asked for put in their place. Writes nothing."""
-    old = read_record(store)
     if old is None and not settings.sources:
         raise SifBatchError(
             f"{store.url} is not a ROOT (it holds no root.json), and no SOURCE was given",
             remedy=f"give both: sif-batch run {settings.root} ROOT",
+        )
+    if (settings.include or settings.exclude) and not settings.sources:
+        raise SifBatchError(
+            "--include and --exclude go with the SOURCEs of a command, and none was given",
+            remedy="name the source again: its globs are recorded with it",
         )
     given = parse_sources(settings.sources, settings.include, settings.exclude)
     merged = {source.name: source for source in (*(old.sources if old else ()), *given)}

@@ -1,5 +1,6 @@
 """What a person sees: ledgers and tables."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,25 +30,26 @@ def show_run(console: Console, result: dict[str, Any]) -> None:
         if number or not only_if:
             table.add_row(label, f"{number:,}")
     console.print(table)
+    say = functools.partial(console.print, soft_wrap=True)  # a path must stay one to copy
     for kind, number in result["failed_by_kind"].items():
-        console.print(f"  {number:,} failed: {kind}", markup=False)
+        say(f"  {number:,} failed: {kind}")
     if result["failed_by_kind"]:
-        console.print(f"  each with its reason: sif-batch status {result['root']} --failures", markup=False)
+        say(f"  each with its reason: sif-batch status {result['root']} --failures")
     gate, index = result["gate"], result["index"]
     recall = "not measured: no held-out image" if gate["recall_at_10"] is None else f"{gate['recall_at_10']:.3f}"
-    console.print(f"recall@10 {recall} on {gate['queries']} held-out queries, {index['family']} index", markup=False)
+    say(f"recall@10 {recall} on {gate['queries']} held-out queries, {index['family']} index")
     stages = ", ".join(f"{name} {format_seconds(value)}" for name, value in result["seconds"].items())
-    console.print(f"time      {stages}" + (f"; {result['bottleneck']}" if result["bottleneck"] else ""), markup=False)
-    console.print(f"outcome   {result['outcome']}", markup=False)
+    say(f"time      {stages}" + (f"; {result['bottleneck']}" if result["bottleneck"] else ""))
+    say(f"outcome   {result['outcome']}")
     for reason in gate["reasons"]:
-        console.print(f"          {'refused' if gate['enabled'] else 'passed over'}: {reason}", markup=False)
+        say(f"          {'refused' if gate['enabled'] else 'passed over'}: {reason}")
     root, where = result["root"], f"{result['root']}/releases/{result['release']}"
     if result["outcome"] == "refused":
-        console.print(f"candidate {where}", markup=False)
-        console.print("          kept, not published; --no-gate publishes it all the same", markup=False)
+        say(f"candidate {where}")
+        say("          kept, not published; --no-gate publishes it all the same")
     else:
-        console.print(f"release   {where}", markup=False)
-        console.print(f"ask it    sif-batch search {root} IMAGE", markup=False)
+        say(f"release   {where}")
+        say(f"ask it    sif-batch search {root} IMAGE")
 
 
 def show_hits(console: Console, query: str, hits: Sequence[Hit]) -> None:
@@ -106,7 +108,7 @@ def show_encoders(console: Console, encoders: Sequence[dict[str, Any]]) -> None:
 
 def show_damage(console: Console, report: dict[str, Any]) -> None:
     if report["ok"]:
-        console.print(f"no damage in {report['files']:,} files", markup=False)
+        console.print(f"no damage in {report['files']:,} files")
         return
     table = _table("damaged file", "reason")
     for damage in report["damaged"]:

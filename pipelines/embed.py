@@ -1,21 +1,14 @@
 """Shards to parts. An element is (plan, shard number): under 200 bytes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
 
-from pipelines.runner import first_error
+from pipelines.runner import Progress, telling_why
 from sif_batch.child import shared_child
 from sif_batch.embedding import STAGES, embed_in_child
 
 COUNTERS = ("images", "failed", *(f"{stage}_ms" for stage in STAGES))
-
-
-def ignore_progress(done: int, failed: int) -> None:
-    """Elsewhere than in the driver's process nobody looks on."""
-
-
-on_progress: Callable[[int, int], None] = ignore_progress
 
 
 class EmbedShard(beam.DoFn):  # type: ignore[misc]
@@ -26,13 +19,8 @@ class EmbedShard(beam.DoFn):  # type: ignore[misc]
 
     def process(self, element: tuple[str, int]) -> Iterator[None]:
         plan, shard = element
-        try:
-            stats = embed_in_child(
-                shared_child(), self.root, plan, shard, self.threads, lambda done, failed: on_progress(done, failed)
-            )
-        except Exception as error:
-            first_error.append(error)
-            raise
+        with telling_why():
+            stats = embed_in_child(shared_child(), self.root, plan, shard, self.threads, Progress.update)
         values = {"images": stats.images, "failed": stats.failed}
         values |= {f"{stage}_ms": round(1000 * seconds) for stage, seconds in stats.seconds.items()}
         for name, value in values.items():

@@ -1,18 +1,11 @@
 """Parts to codes. An element is (quantizer id, part name)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
 
-from pipelines.runner import first_error
+from pipelines.runner import Progress, telling_why
 from sif_batch.child import shared_child
-
-
-def ignore_progress(done: int, failed: int) -> None:
-    """Elsewhere than in the driver's process nobody looks on."""
-
-
-on_progress: Callable[[int, int], None] = ignore_progress
 
 
 class QuantizePart(beam.DoFn):  # type: ignore[misc]
@@ -23,15 +16,12 @@ class QuantizePart(beam.DoFn):  # type: ignore[misc]
 
     def process(self, element: tuple[str, str]) -> Iterator[None]:
         quantizer, part = element
-        try:
+        with telling_why():
             rows = shared_child().call_again(
                 "sif_batch.codes:quantize_part", root=self.root, quantizer=quantizer, part=part
             )
-        except Exception as error:
-            first_error.append(error)
-            raise
         beam.metrics.Metrics.counter("sif_batch", "rows").inc(rows)
-        on_progress(1, 0)
+        Progress.update(1, 0)
         yield from ()
 
 

@@ -2,12 +2,29 @@
 
 import argparse
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from sif_batch.config import SifBatchError
 
 RUNNERS = ("FnApiRunner", "DirectRunner")
 first_error: list[BaseException] = []  # Beam turns exceptions into text; the original is kept here
+
+
+class Progress:
+    """What the driver's process is told of the work; elsewhere nobody looks on."""
+
+    update: Callable[[int, int], None] = staticmethod(lambda done, failed: None)
+
+
+@contextmanager
+def telling_why() -> Iterator[None]:
+    """Keep the exception that ends an element, for `run_pipeline` to raise."""
+    try:
+        yield
+    except Exception as error:
+        first_error.append(error)
+        raise
 
 
 def check_options(arguments: Sequence[str]) -> list[str]:

@@ -182,9 +182,9 @@ def standing_rows(entries: pa.Table, catalog: Catalog, max_attempts: int = MAX_A
     return Standing(standing, good, retry, attempt, duplicate, keys)
 
 
-def spans_to_do(entries: pa.Table, standing: Standing) -> pa.Table:
-    """SPAN_SCHEMA: the listing minus the rows that stand; one span an entry."""
-    todo = standing.todo
+def spans_to_do(entries: pa.Table, standing: Standing, todo: np.ndarray | None = None) -> pa.Table:
+    """SPAN_SCHEMA: the listing minus the rows that stand; one span an entry. todo: (entries,) bool, if fewer."""
+    todo = standing.todo if todo is None else todo
     picked = entries.filter(pa.array(todo))
     n = len(picked)
     zeros = np.zeros(n, np.int64)
@@ -220,15 +220,12 @@ def stale_rows(entries: pa.Table, standing: Standing, catalog: Catalog, older: I
     return stale
 
 
-def live_rows(
-    entries: pa.Table, live: np.ndarray, standing: Standing, catalog: Catalog, sources: Sequence[Source]
-) -> pa.Table:
+def live_rows(catalog: Catalog, live: np.ndarray, sources: Sequence[Source]) -> pa.Table:
     """The catalog rows that a release is made of, with their uri, in order of (hash, key).
 
-    live: (entries,) number of each entry's catalog row, -1 for none.
+    live: (n,) numbers of catalog rows, in any order.
     """
-    picked = np.flatnonzero(live >= 0)
-    rows = catalog.rows.take(live[picked])
+    rows = catalog.rows.take(pa.array(live))
     prefixes = {source.name: uri_prefix(source) for source in sources}
     names = rows["source"].unique().to_pylist()
     place = pc.index_in(rows["source"], pa.array(names, pa.string()))

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import IO, Any
@@ -172,6 +173,7 @@ def close_shared_child() -> None:
 
 def serve(descriptor: int) -> None:
     """The child's loop: do what is asked until the parent's end of the pipe closes."""
+    warnings.simplefilter("ignore")  # of images, which end as rows
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     threading.Thread(target=_end_with_parent, args=[descriptor], daemon=True).start()
     pipe = Connection(descriptor)

@@ -117,7 +117,7 @@ def _binary_column(values: np.ndarray) -> pa.Array:
 class Codes:
     """The codes of a part. numbers: (n,) rows of the part, code: (n, c) uint8, rerank: (n, d) rows as kept.
 
-    near: (m, 2) int64 of (place in numbers, query), near_distance: (m,) float32.
+    near: (m, 2) uint16 of (place in numbers, query), near_distance: (m,) float32.
     """
 
     numbers: np.ndarray
@@ -137,12 +137,12 @@ def read_codes(store: Store, spec: QuantizerSpec, quantizer_id: str, part: str) 
     n = len(table)
     code, rerank = (_bytes_of(table[name].combine_chunks()) for name in ("code", "rerank"))
     near = table["near_query"].combine_chunks()
-    place = np.repeat(np.arange(n), np.diff(near.offsets.to_numpy()))
+    place = np.repeat(np.arange(n, dtype=np.uint16), np.diff(near.offsets.to_numpy()))
     return Codes(
         table["row"].to_numpy(),
         code.reshape(n, -1) if n else np.empty((0, 0), np.uint8),
         rerank.view(np.dtype(spec.rows)).reshape(n, spec.dimension),
-        np.stack([place, near.flatten().to_numpy().astype(np.int64)], axis=1),
+        np.stack([place, near.flatten().to_numpy()], axis=1),
         table["near_distance"].combine_chunks().flatten().to_numpy(),
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from sif_batch.child import Child, ChildDied
 from sif_batch.config import SifBatchError, Source
@@ -130,6 +131,7 @@ def embed_shard(
 
     spent = [work([image]) for image in suspects]
     others = [i for i in range(len(entries)) if i not in set(suspects)]
+    Image.init()  # Pillow loads its formats at the first odd file: not in two threads at once
     batches = [others[start : start + BATCH] for start in range(0, len(others), BATCH)]
     with ThreadPoolExecutor(threads) as pool:
         spent += pool.map(work, batches)

@@ -1,14 +1,13 @@
 """Bytes to pixels, or the reason why not: one kind of a short closed list, and a message."""
 
+import contextlib
 import io
 import math
-import struct
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
 BACKGROUND = (255, 255, 255)  # what shows through transparency
@@ -32,13 +31,6 @@ PERMANENT = (
 )  # fmt: skip
 # ... and these are tried again on later nights, up to `max_attempts`.
 TRANSIENT = ("unreadable", "missing", "forbidden", "timeout", "short_read", "changed", "crashed")
-
-# What Pillow raised on 6,269 odd and hostile files.
-PILLOW_ERRORS = (
-    OSError, ValueError, TypeError, EOFError, IndexError, KeyError, AttributeError, SyntaxError,
-    NotImplementedError, OverflowError, ZeroDivisionError, RuntimeError, AssertionError, struct.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
 
 
 class ImageError(ValueError):
@@ -68,17 +60,31 @@ def decode(
     """
     if not data:
         raise ImageError("not_an_image", "the file is empty")
+    with _telling_why():
+        return _decode(data, at_least, side, max_pixels)
+
+
+def checked_rgb(image: Image.Image) -> Image.Image:
+    """`upright_rgb` of an image that may not have been read yet. Raises ImageError."""
+    if not (image.width and image.height):
+        raise ImageError("not_an_image", f"it has {image.width} x {image.height} pixels")
+    with _telling_why():
+        image.load()
+        return upright_rgb(image)
+
+
+@contextlib.contextmanager
+def _telling_why() -> Iterator[None]:
+    """Whatever Pillow raises as ImageError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _decode(data, at_least, side, max_pixels)
+        yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         raise ImageError("not_an_image", "no format that Pillow knows") from error
     except MemoryError as error:
         raise ImageError("too_large", "decoding it needs more memory than there is") from error
-    except PILLOW_ERRORS as error:
+    except Exception as error:  # Pillow raises a dozen types on odd files, zlib.error and struct.error among them
         raise ImageError(_kind_of(error), f"{type(error).__name__}: {error}"[:500]) from error
 
 
@@ -100,7 +106,7 @@ def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) where the EXIF cannot be read: its pixels can."""
     try:
         return image.getexif().get(ORIENTATION, 1)  # type: ignore[no-any-return]
-    except PILLOW_ERRORS:
+    except Exception:
         return 1
 
 
@@ -144,8 +150,3 @@ def _kind_of(error: BaseException) -> str:
     if isinstance(error, NotImplementedError) or "unsupported" in text or "not available" in text:
         return "unsupported"
     return "corrupt"
-
-
-# Half an image would be indexed as if it were whole; and our own limit, which names itself, is the only one.
-ImageFile.LOAD_TRUNCATED_IMAGES = False
-Image.MAX_IMAGE_PIXELS = None

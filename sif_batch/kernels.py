@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -68,14 +67,19 @@ def embedding_fingerprint() -> dict[str, str]:
 
 
 def quantizing_fingerprint() -> dict[str, str]:
-    """What the bytes of a quantizer and its codes depend on, beside the vectors."""
-    config: Any = np.show_config(mode="dicts")
-    blas = config["Build Dependencies"]["blas"]
+    """What the bytes of a quantizer and its codes depend on, beside the vectors: the BLAS kernels in use too."""
+    from threadpoolctl import threadpool_info
+
+    import_faiss()
+    blas = {
+        f"{lib['internal_api']} {lib['version']} {lib.get('architecture')}"
+        for lib in threadpool_info()
+        if lib["user_api"] == "blas"
+    }
     return {
-        "blas": f"{blas.get('name')} {blas.get('version')}",
+        "blas": ", ".join(sorted(blas)),
         "faiss": importlib.metadata.version("faiss-cpu"),
         "isa": instruction_set(),
-        "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE", "auto"),
     }
 
 

@@ -16,6 +16,7 @@ from sif_batch.storage import Store, digest
 
 HELD_OUT_FROM = 15 << 60  # hashes from 15/16 of the range up are never trained on
 HELD_OUT = 500
+FEWEST_HELD_OUT = 16  # where no hash lies in that band
 FLAT_BELOW = 10_000
 BACK_TO_FLAT_BELOW = 8_000
 RETRAIN_AT = 2.0  # times the rows that the quantizer was trained for
@@ -107,18 +108,15 @@ def must_retrain(record: QuantizerRecord, settings: IndexSettings, encoder: str,
 def sample_rows(live: pa.Table, family: str, cells: int) -> tuple[np.ndarray, np.ndarray]:
     """Which live rows to train on and which to hold out: disjoint bands of the row hash, so both stay stable.
 
-    live: rows in order of hash. Returns positions in it. A collection so small that the upper band is empty
-    has its last rows held out, which an exact index is not trained on anyway.
+    live: rows in order of hash. Returns positions in it. An exact index is not trained. A collection so small that
+    the upper band is empty has its last rows held out.
     """
     hashes = live["hash"].to_numpy()
     split = int(np.searchsorted(hashes, np.uint64(HELD_OUT_FROM)))
-    first_held_out = max(split, len(hashes) - HELD_OUT)
-    if family == "flat":
-        if split == len(hashes):
-            first_held_out = max(0, len(hashes) - 16)
-        return np.arange(0), np.arange(first_held_out, len(hashes))
-    training = min(split, max(TRAINING_ROWS, 64 * cells))
-    return np.arange(training), np.arange(first_held_out, len(hashes))
+    if split == len(hashes):
+        split = max(0, len(hashes) - FEWEST_HELD_OUT)
+    training = 0 if family == "flat" else min(split, max(TRAINING_ROWS, 64 * cells))
+    return np.arange(training), np.arange(max(split, len(hashes) - HELD_OUT), len(hashes))
 
 
 def read_rows(store: Store, encoder_id: str, parts: list[str], live: pa.Table, picked: np.ndarray) -> np.ndarray:
@@ -202,6 +200,7 @@ def _train_ivf_pq(store: Store, folder: str, spec: QuantizerSpec, x: np.ndarray)
     coarse = faiss.IndexFlatL2(spec.reduced)
     ivf = faiss.IndexIVFPQ(coarse, spec.reduced, spec.cells, spec.reduced // DIMENSIONS_PER_CODE, 4)
     ivf.do_polysemous_training = False
+    ivf.cp.min_points_per_centroid = ivf.pq.cp.min_points_per_centroid = 1  # choose_spec sees to it, without a warning
     ivf.train(reduced)
     for name, array in (("mean", mean), ("components", components)):
         store.create(f"{folder}/{name}.npy", array_bytes(array))

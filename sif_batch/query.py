@@ -21,15 +21,16 @@ from PIL import Image
 
 from sif_batch.config import SifBatchError, canonical_json
 from sif_batch.encoders import Encoder, read_spec
-from sif_batch.images import ImageError, upright_rgb
-from sif_batch.kernels import import_faiss
+from sif_batch.images import ImageError, checked_rgb
+from sif_batch.kernels import import_faiss, project
 from sif_batch.quantizer import normalise
-from sif_batch.release import MANIFEST, read_manifest, read_top
-from sif_batch.sources.names import hash_of
+from sif_batch.release import MANIFEST, check_release, damaged, read_top
+from sif_batch.sources.names import hash_of, local_of
 from sif_batch.storage import Store, digest, open_filesystem, sha256_of
 
 BLOCK = 8192
 SCORES_AT_ONCE = 2**24  # ranked rows in memory: queries x k
+SPARE = 32  # rows beyond k that a rough comparison keeps, so that rounding and ties decide nothing
 PER_HIT = 4  # codes scanned and rows re-ranked for each hit asked for, where that is more than the operating point
 PLAIN = ("key", "hash", "uri", "sha256")  # what is no column of a hit
 
@@ -77,7 +78,7 @@ class Index:
         start = 0
         for number in range(manifest["segments"]):
             rows = np.load(local(f"segments/{number:03d}/rows.npy"), mmap_mode="r")
-            ivf = None if self._exact else _read_ivf(local(f"segments/{number:03d}/index.faiss"))
+            ivf = None if self._exact else self._read_ivf(f"segments/{number:03d}/index.faiss")
             self._segments.append(_Segment(start, rows, ivf))
             start += len(rows)
         self._images = pa.ipc.open_file(pa.memory_map(str(local("images.arrow")))).read_all()
@@ -88,12 +89,18 @@ class Index:
     def open(url: str | os.PathLike[str]) -> "Index":
         """Open the current release of a ROOT, or a release: a path or fsspec URL.
 
-        The sizes of all files and the checksum of the faiss indexes are compared with release.json first.
+        The sizes of all files and the checksums of the faiss indexes are compared with release.json.
         """
         store, folder = find_release(os.fspath(url))
-        manifest = read_manifest(store, folder)
-        _check(store, folder, manifest)
-        return Index(store, folder, manifest)
+        try:
+            return Index(store, folder, check_release(store, folder))
+        except SifBatchError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+            raise SifBatchError(
+                f"{store.path(folder)}: the release is damaged ({type(error).__name__}: {error})",
+                remedy="sif-batch verify lists all damage; open an older release or run again",
+            ) from error
 
     def __len__(self) -> int:
         return int(self.manifest["rows"])
@@ -138,14 +145,17 @@ class Index:
     def search_vectors(self, x: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """x: (n, dimension) float32. Returns keys, (n, k) object, and similarities, (n, k) float32; None and NaN
         where there are fewer than k."""
+        ranked = self.ranked(np.asarray(x), k)
         keys, similarities = np.full((len(x), k), None, object), np.full((len(x), k), np.nan, np.float32)
-        for i, (rows, found) in enumerate(self.ranked(np.asarray(x), k)):
+        for i, (rows, found) in enumerate(ranked):
             keys[i, : len(rows)] = self._images["key"].take(pa.array(rows)).to_pylist()
             similarities[i, : len(rows)] = found
         return keys, similarities
 
     def embed(self, images: Sequence[str | os.PathLike[str] | bytes | Image.Image]) -> np.ndarray:
         """The encoder's vectors of some images: (n, dimension) float32. An image that cannot be used raises."""
+        if not len(images):
+            return np.empty((0, self.dimension), np.float32)
         return self.encoder.embed(np.stack([self._pixels(image) for image in images]))
 
     def row_of(self, key: str) -> int:
@@ -215,19 +225,31 @@ class Index:
         return rerank == rows and cells == self._cells, OperatingPoint(cells, rerank)
 
     def _scan(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Compare (n, d) queries with every kept row."""
+        """Compare (n, d) queries with every kept row: all at once where most are wanted, else roughly first."""
+        at_once = PER_HIT * k >= len(self)
+        kept = k if at_once else k + SPARE
         rows = np.empty((len(queries), 0), np.int64)
         best = np.empty((len(queries), 0), np.float32)
         for segment in self._segments:
             for start in range(0, len(segment.rows), BLOCK):
-                similarities = queries @ _unit(segment.rows[start : start + BLOCK]).T
+                unit = _unit(segment.rows[start : start + BLOCK])
+                similarities = project(unit, queries.T.astype(np.float64)).T if at_once else queries @ unit.T
                 numbers = np.arange(segment.start + start, segment.start + start + similarities.shape[1])
                 rows = np.hstack([rows, np.broadcast_to(numbers, similarities.shape)])
                 best = np.hstack([best, similarities])
-                if best.shape[1] > k:
-                    top = np.argpartition(-best, k - 1, axis=1)[:, :k]
+                if best.shape[1] > kept:
+                    top = np.argpartition(-best, kept - 1, axis=1)[:, :kept]
                     rows, best = np.take_along_axis(rows, top, 1), np.take_along_axis(best, top, 1)
-        return [_in_order(r, s) for r, s in zip(rows, best, strict=True)]
+        if not at_once:
+            best = np.stack([self._similarities(q, r) for q, r in zip(queries, rows, strict=True)])
+        ordered = (_in_order(r, s) for r, s in zip(rows, best, strict=True))
+        return [(r[:k], s[:k]) for r, s in ordered]
+
+    def _similarities(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The query's similarity to some rows, (n,) float32, each one's bits independent of the others."""
+        return np.einsum("ij,j->i", self.vectors_of(rows).astype(np.float64), query.astype(np.float64)).astype(
+            np.float32
+        )
 
     def _probe(self, queries: np.ndarray, k: int, point: OperatingPoint) -> list[tuple[np.ndarray, np.ndarray]]:
         """Ask the codes of each segment for candidates and re-rank these from the kept rows."""
@@ -245,7 +267,7 @@ class Index:
         results = []
         for query, candidates_of in zip(queries, found, strict=True):
             rows = np.concatenate(candidates_of) if candidates_of else np.empty(0, np.int64)
-            rows, similarities = _in_order(rows, self.vectors_of(rows) @ query)
+            rows, similarities = _in_order(rows, self._similarities(query, rows))
             results.append((rows[:k], similarities[:k]))
         return results
 
@@ -276,11 +298,19 @@ class Index:
         into = Path(self._copies.name) if self._copies else Path()
         return self._store.fetch(f"{self._folder}/{name}" if self._folder else name, into)
 
+    def _read_ivf(self, name: str) -> Any:
+        """A faiss index, its checksum compared first: most flipped bits in one open silently."""
+        path = self._local(name)
+        files = self.manifest.get("files")  # none yet where a candidate is measured
+        if files and sha256_of(path) != files[name]["sha256"]:
+            raise damaged(self._store.path(f"{self._folder}/{name}" if self._folder else name))
+        return import_faiss().read_index(str(path))
+
     def _pixels(self, image: str | os.PathLike[str] | bytes | Image.Image) -> np.ndarray:
         name = "the query"
         try:
             if isinstance(image, Image.Image):
-                return self.encoder.prepare(upright_rgb(image))
+                return self.encoder.prepare(checked_rgb(image))
             if not isinstance(image, bytes):
                 name = os.fspath(image)
                 image = _read(name)
@@ -305,28 +335,6 @@ def find_release(url: str) -> tuple[Store, str]:
     return store, f"releases/{top['release']}"
 
 
-def _check(store: Store, folder: str, manifest: dict[str, Any]) -> None:
-    prefix = f"{folder}/" if folder else ""
-    for name, wanted in manifest["files"].items():
-        path = store.path(prefix + name)
-        try:
-            size = store.fs.size(path)
-            fine = size == wanted["size"]
-            if fine and store.local and name.endswith("index.faiss"):
-                fine = sha256_of(Path(path)) == wanted["sha256"]
-        except FileNotFoundError:
-            fine = False
-        if not fine:
-            raise SifBatchError(
-                f"{path}: missing or altered, the release is damaged",
-                remedy="sif-batch verify lists all damage; open an older release or run again",
-            )
-
-
-def _read_ivf(path: Path) -> Any:
-    return import_faiss().read_index(str(path))
-
-
 def _unit(rows: np.ndarray) -> np.ndarray:
     """Kept rows of any form as unit vectors, float32."""
     x = np.asarray(rows, np.float32)
@@ -341,8 +349,11 @@ def _in_order(rows: np.ndarray, similarities: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _read(name: str) -> bytes:
-    fs, path = open_filesystem(name)
     try:
+        path = local_of(name)
+        if os.path.lexists(path):  # before fsspec, for which `::` in a name would be a chain
+            return Path(path).read_bytes()
+        fs, path = open_filesystem(name)
         return bytes(fs.cat_file(path))
     except OSError as error:
         raise SifBatchError(f"{name}: cannot be read ({error.strerror or error})") from error

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.codes import read_codes
+from sif_batch.codes import codes_path, read_codes
 from sif_batch.config import SifBatchError, Source, canonical_json
 from sif_batch.kernels import import_faiss
 from sif_batch.quantizer import Quantizer, array_bytes
@@ -33,12 +33,15 @@ def inputs_digest(live: pa.Table, fingerprints: Sequence[str], decided: dict[str
 
     live: the rows in order; fingerprints: by part number; decided: encoder, quantizer, settings, counts.
     """
-    made_by = pa.array(list(fingerprints), pa.string()).take(live["part"])
-    table = live.select(["key", "sha256", "uri", "width", "height", "fields"]).append_column("made_by", made_by)
+    distinct = sorted(set(fingerprints))
+    made_by = np.array([distinct.index(text) for text in fingerprints], np.int16)[live["part"].to_numpy()]
+    used = [distinct[rank] for rank in np.unique(made_by)]
+    columns = live.select(["key", "sha256", "uri", "width", "height", "fields"])
+    table = columns.append_column("made_by", pa.array(np.unique(made_by, return_inverse=True)[1].astype(np.int16)))
     sink = _Hashing()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    sink.write(canonical_json(decided))
+    sink.write(canonical_json([used, decided]))
     return sink.sha256.hexdigest()
 
 
@@ -113,6 +116,11 @@ def assemble(
         at = order[bounds[number] : bounds[number + 1]]  # release rows of this part
         codes = read_codes(store, spec, quantizer.record.id, parts[number])
         source = np.searchsorted(codes.numbers, row[at])
+        if not np.isin(row[at], codes.numbers).all():
+            raise SifBatchError(
+                f"{codes_path(quantizer.record.id, parts[number])} is not of its part",
+                remedy="remove that file and run again",
+            )
         segment = np.searchsorted(ends, at, side="right")
         for s in np.unique(segment):
             mine = segment == s
@@ -200,12 +208,37 @@ def read_manifest(store: Store, folder: str = "") -> dict[str, Any]:
         ) from error
 
 
+def check_release(store: Store, folder: str = "") -> dict[str, Any]:
+    """The manifest of a release whose files are there, each of its size. Raises SifBatchError, naming what is not."""
+    prefix = f"{folder}/" if folder else ""
+    manifest = read_manifest(store, folder)
+    name = os.path.basename(store.path(folder))
+    if ID.match(name) and hashlib.sha256(canonical_json(manifest)).hexdigest() != name:
+        raise damaged(store.path(prefix + MANIFEST))
+    for file, wanted in manifest["files"].items():
+        path = store.path(prefix + file)
+        try:
+            fine = store.fs.size(path) == wanted["size"]
+        except FileNotFoundError:
+            fine = False
+        if not fine:
+            raise damaged(path)
+    return manifest
+
+
+def damaged(path: str) -> SifBatchError:
+    return SifBatchError(
+        f"{path}: missing or altered, the release is damaged",
+        remedy="sif-batch verify lists all damage; remove the release's folder and the same run makes it again",
+    )
+
+
 # History: publishing is creating history/<n>.json, which only one can.
 
 
 def read_history(store: Store) -> list[dict[str, Any]]:
     """The entries of history, oldest first."""
-    return [json.loads(store.read(f"history/{name}")) for name in store.sizes("history")]
+    return [_read_entry(store, name) for name in store.sizes("history")]
 
 
 def read_top(store: Store) -> dict[str, Any] | None:
@@ -213,8 +246,17 @@ def read_top(store: Store) -> dict[str, Any] | None:
     names = list(store.sizes("history"))
     if not names:
         return None
-    top: dict[str, Any] = json.loads(store.read(f"history/{names[-1]}"))
-    return top
+    return _read_entry(store, names[-1])
+
+
+def _read_entry(store: Store, name: str) -> dict[str, Any]:
+    try:
+        entry: dict[str, Any] = json.loads(store.read(f"history/{name}"))
+        return entry
+    except ValueError as error:
+        raise SifBatchError(
+            f"{store.path('history')}/{name} is damaged ({error})", remedy="restore it from a backup"
+        ) from error
 
 
 def publish(store: Store, release: str, parent: dict[str, Any] | None, gate: str) -> dict[str, Any]:
@@ -250,34 +292,33 @@ def find_damage(store: Store, folder: str = "") -> list[dict[str, str]]:
     prefix = f"{folder}/" if folder else ""
     try:
         data = store.read(prefix + MANIFEST)
-        manifest = json.loads(data)
-        files = manifest["files"].items()
+        files = [(path, int(file["size"]), str(file["sha256"])) for path, file in json.loads(data)["files"].items()]
     except FileNotFoundError:
         return [{"file": prefix + MANIFEST, "reason": "missing"}]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        return [{"file": prefix + MANIFEST, "reason": f"cannot be read ({error})"}]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [{"file": prefix + MANIFEST, "reason": f"cannot be read ({type(error).__name__}: {error})"}]
     damaged = []
     name = os.path.basename(store.path(folder))
     if ID.match(name) and hashlib.sha256(data).hexdigest() != name:
         damaged.append({"file": prefix + MANIFEST, "reason": "altered: its sha256 is not the release's id"})
-    for path, wanted in files:
-        if reason := _damage(store, prefix + path, wanted):
+    for path, size, sha256 in files:
+        if reason := _damage(store, prefix + path, size, sha256):
             damaged.append({"file": prefix + path, "reason": reason})
     return damaged
 
 
-def _damage(store: Store, name: str, wanted: dict[str, Any]) -> str | None:
+def _damage(store: Store, name: str, size: int, sha256: str) -> str | None:
     try:
         with store.open(name) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        size = store.fs.size(store.path(name))
+        found_size = store.fs.size(store.path(name))
     except FileNotFoundError:
         return "missing"
     except OSError as error:
         return f"cannot be read ({error})"
-    if size != wanted["size"]:
-        return f"altered: {size} bytes, expected {wanted['size']}"
-    return None if found == wanted["sha256"] else "altered: its sha256 is not the one recorded"
+    if found_size != size:
+        return f"altered: {found_size} bytes, expected {size}"
+    return None if found == sha256 else "altered: its sha256 is not the one recorded"
 
 
 def describe_sources(sources: Sequence[Source]) -> list[dict[str, str]]:

@@ -36,6 +36,15 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
+def check_text(url: str) -> None:
+    """Refuse a path that no file of ROOT could record: its bytes are not UTF-8."""
+    try:
+        url.encode()
+    except UnicodeEncodeError as error:
+        shown = url.encode(errors="backslashreplace").decode()
+        raise SifBatchError(f"{shown}: its name is not UTF-8", remedy="rename it, or make a link to it") from error
+
+
 def is_local(fs: Any) -> bool:
     return isinstance(fs, LocalFileSystem)
 
@@ -47,6 +56,7 @@ class Store:
     """
 
     def __init__(self, url: str):
+        check_text(url)
         self.fs, base = open_filesystem(url)
         self.local = is_local(self.fs)
         self.base = os.path.abspath(base) if self.local else base.rstrip("/")
@@ -63,8 +73,12 @@ class Store:
         """The names in `folder` (not deeper) with their sizes in bytes, in order; without temporary files."""
         try:
             if self.local:
+                sizes = {}
                 with os.scandir(self.path(folder)) as found:
-                    sizes = {entry.name: entry.stat().st_size for entry in found}
+                    for entry in found:
+                        # Another process may be done with its temporary files, or with old ones, meanwhile.
+                        with contextlib.suppress(FileNotFoundError):
+                            sizes[entry.name] = entry.stat().st_size
             else:
                 infos = self.fs.ls(self.path(folder), detail=True, refresh=True)
                 sizes = {i["name"].rstrip("/").rsplit("/", 1)[-1]: i["size"] or 0 for i in infos}
@@ -169,9 +183,12 @@ class Store:
         """Remove temporary files and folders that a killed process left."""
         if not self.local:
             return
-        for found in list(Path(self.base).rglob(TEMPORARY + "*")):
-            if _is_abandoned(found):
-                shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
+        for folder, folders, files in os.walk(self.base):
+            for name in [name for name in (*folders, *files) if name.startswith(TEMPORARY)]:
+                found = Path(folder, name)
+                if _is_abandoned(found):
+                    shutil.rmtree(found, ignore_errors=True) if found.is_dir() else found.unlink(missing_ok=True)
+            folders[:] = [name for name in folders if not name.startswith(TEMPORARY)]
 
     def _write_temporary(self, name: str, data: bytes) -> str:
         folder = os.path.dirname(self.path(name))
@@ -195,16 +212,27 @@ def temporary_name() -> str:
 
 
 def _is_abandoned(path: Path) -> bool:
-    host, pid = path.name.removeprefix(TEMPORARY).split("-")[:2]
-    if host == HOST:
-        try:
-            os.kill(int(pid), 0)
-            return False
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-    return time.time() - path.stat().st_mtime > SWEEP_AFTER_S
+    host, pid, *_ = *path.name.removeprefix(TEMPORARY).split("-"), ""
+    if host == HOST and pid.isdecimal() and not _is_running(pid):
+        return True
+    with contextlib.suppress(FileNotFoundError):  # of another machine, or its number went to another process
+        return time.time() - path.lstat().st_mtime > SWEEP_AFTER_S
+    return False
+
+
+def _is_running(pid: str) -> bool:
+    """Whether this process runs. One that has ended, but was not yet waited for (a zombie), does not."""
+    try:
+        return Path("/proc", pid, "stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:  # gone, or a system without /proc
+        pass
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def sync_folder(path: str) -> None:

@@ -1,4 +1,4 @@
-"""Made-up collections for tests: vectors in clusters, each decided by its path alone; parts, ROOTs and releases of them.
+"""Made-up collections: vectors in clusters, each decided by its path alone; parts, ROOTs and releases of them.
 
 Nothing here decodes an image or runs a network. The arithmetic under test is never used to make expectations.
 """
@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 from hypothesis import settings
 
 from sif_batch import gate, release
-from sif_batch.catalog import load_catalog, live_rows, standing_rows
-from sif_batch.codes import Codes, quantize_part
+from sif_batch.catalog import live_rows, load_catalog, standing_rows
+from sif_batch.codes import quantize_part
 from sif_batch.config import GateSettings, IndexSettings, RootRecord, Source
+from sif_batch.kernels import import_faiss
 from sif_batch.parts import encode_part, part_path
-from sif_batch.quantizer import QuantizerRecord, load_quantizer, train_quantizer
+from sif_batch.quantizer import QuantizerRecord, QuantizerSpec, load_quantizer, train_quantizer
 from sif_batch.query import Index
 from sif_batch.shards import SPAN_SCHEMA, part_name
 from sif_batch.sources import LISTING_SCHEMA
@@ -31,6 +32,8 @@ ENCODER = "synthetic-0123456789ab"
 DIMENSION = 48
 CLUSTERS = 12
 SOURCE = Source(name="photos", url="/photos")
+
+import_faiss().omp_set_num_threads(1)  # the same bytes, and tests beside a busy neighbour take a tenth of the time
 
 # Hypothesis without its database (the tests leave nothing behind), without deadlines (the cores are shared) and
 # with the same examples every time.
@@ -160,8 +163,7 @@ class Live:
 def find_live(store: Store, entries: pa.Table, sources: Sequence[Source] = (SOURCE,), encoder: str = ENCODER) -> Live:
     catalog = load_catalog(store, encoder)
     standing = standing_rows(entries, catalog)
-    live = np.where(standing.good, standing.row, -1)
-    return Live(catalog.parts, catalog.fingerprints, live_rows(entries, live, standing, catalog, sources))
+    return Live(catalog.parts, catalog.fingerprints, live_rows(catalog, standing.row[standing.good], sources))
 
 
 def quantize(store: Store, live: Live, family: str = "flat", encoder: str = ENCODER) -> QuantizerRecord:
@@ -173,9 +175,24 @@ def quantize(store: Store, live: Live, family: str = "flat", encoder: str = ENCO
     return record
 
 
+def record_of(**changes: object) -> QuantizerRecord:
+    """A record of an IVF that was trained for 20,000 rows, or of another shape."""
+    shape = {"family": "ivf-pq", "metric": "cosine", "encoder": ENCODER, "dimension": 48, "rows": "int8"} | changes
+    return QuantizerRecord(
+        id="x",
+        spec=QuantizerSpec.model_validate(shape),
+        trained_for_rows=20_000,
+        training_rows=1,
+        held_out=1,
+        vectors_sha256="",
+        explained=1,
+        fingerprint={},
+    )
+
+
 def assemble(
     store: Store, live: Live, record: QuantizerRecord, into: Path, max_rows: int = release.SEGMENT_ROWS
-) -> tuple[dict[str, Any], list[tuple[Codes, np.ndarray]]]:
+) -> tuple[dict[str, Any], list[release.Placed]]:
     """A release, not sealed, in the folder `into`: what its manifest would say so far, and what was placed where."""
     into.mkdir(parents=True)
     placed = release.assemble(store, into, load_quantizer(store, record.id), live.parts, live.table, max_rows)
@@ -191,7 +208,12 @@ def assemble(
 
 
 def measure(
-    store: Store, live: Live, record: QuantizerRecord, folder: Path, manifest: dict[str, Any], placed: Any
+    store: Store,
+    live: Live,
+    record: QuantizerRecord,
+    folder: Path,
+    manifest: dict[str, Any],
+    placed: Sequence[release.Placed],
 ) -> tuple[dict[str, Any], gate.Truth]:
     """The operating point and recall of an assembled release, and the truth that they were measured by."""
     quantizer = load_quantizer(store, record.id)
@@ -233,7 +255,7 @@ def build_release(
 
 
 def exact_order(vectors: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Brute force in float64: rows by falling cosine similarity, and the similarities of all rows in their own order."""
+    """Brute force in float64: rows by falling cosine similarity, and the similarities in order of rows."""
     x, q = vectors.astype(np.float64), query.astype(np.float64)
     similarities = (x @ q) / (np.linalg.norm(x, axis=1) * np.linalg.norm(q))
     return np.lexsort((np.arange(len(x)), -similarities)), similarities

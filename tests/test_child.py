@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,7 +84,7 @@ def test_an_unknown_function_is_an_error_of_the_call(child: Child) -> None:
     ],
 )
 def test_a_death_says_how_and_the_next_call_works(
-    child: Child, function: str, arguments: dict[str, int], message: str
+    child: Child, function: str, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ChildDied) as caught:
         child.call(f"child_work:{function}", **arguments)
@@ -110,7 +111,7 @@ def test_a_child_killed_between_two_calls_is_started_again(child: Child) -> None
     first = child.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    wait_for_end(first)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)  # all its threads have ended, and it is not reaped yet
     assert child.call("child_work:double", number=2) == 4
     assert child.pid != first
 
@@ -127,10 +128,25 @@ def test_a_stopped_child_is_overdue_and_ended(child: Child) -> None:
     assert not is_running(stopped)
 
 
+class Clock:
+    """`time` for the parent, which a test sets."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 def test_each_report_resets_the_clock(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sif_batch.child.POLL_S", 0.05)
-    child.call("child_work:double", number=1)
-    assert child.call("child_work:count", stall_s=1.5, reports=8, every_s=0.25) == "counted"
+    clock = Clock()
+    monkeypatch.setattr("sif_batch.child.time", clock)
+    monkeypatch.setattr("sif_batch.child.POLL_S", 0.01)
+
+    def wait_100_s(report: int) -> None:
+        clock.now += 100
+
+    assert child.call("child_work:count", wait_100_s, stall_s=150, reports=5, every_s=0.1) == "counted"
+    assert clock.now == 500
 
 
 def test_an_error_while_reporting_ends_the_child_and_is_raised(child: Child) -> None:

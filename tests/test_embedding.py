@@ -18,7 +18,7 @@ import pytest
 from sif_batch import embedding
 from sif_batch.catalog import CATALOG_SCHEMA, Catalog, spans_to_do, standing_rows
 from sif_batch.child import Child
-from sif_batch.config import Source
+from sif_batch.config import SifBatchError, Source
 from sif_batch.embedding import ShardStats, embed_in_child, embed_shard, load_encoder, read_entry
 from sif_batch.encoders import built_in_spec, install_encoder
 from sif_batch.images import ImageError
@@ -92,8 +92,8 @@ def embed_watched(child: Child, store: Store, plan: str, stall_s: float = 120) -
 
 
 @contextlib.contextmanager
-def when_opened(fifo: Path, act: Callable[[], None]) -> Iterator[None]:
-    """Call `act`, which must end the reader, each time a process has opened this FIFO to read."""
+def when_opened(fifo: Path, act: Callable[[], None], then: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Each time a process has opened this FIFO to read: `act`, after which it must end, and `then` when it has."""
     stop = threading.Event()
 
     def watch() -> None:
@@ -107,6 +107,7 @@ def when_opened(fifo: Path, act: Callable[[], None]) -> Iterator[None]:
             gone = select.poll()
             gone.register(descriptor, 0)
             gone.poll(30_000)
+            then()
             os.close(descriptor)
 
     thread = threading.Thread(target=watch)
@@ -245,22 +246,41 @@ def test_an_image_that_always_ends_the_child_is_one_row(
     assert len(set(killed)) == len(killed) == embedding.SHARD_TRIES + embedding.STRIKES
 
 
+class Clock:
+    """`time` for the parent. While an image hangs, each look at it is minutes later."""
+
+    hanging = False
+    ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        if self.hanging:
+            self.ahead_s += 1000
+        return time.monotonic() + self.ahead_s
+
+
 def test_an_image_that_hangs_is_one_row(
     tmp_path: Path, photos: Callable[[int], Path], child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding, "SHARD_TRIES", 0)  # the ladder has its own test; here each step is a wait
-    monkeypatch.setattr(embedding, "STRIKES", 1)
+    clock = Clock()
+    monkeypatch.setattr("sif_batch.child.time", clock)
     source = photos(3)
     store, plan = make_root(tmp_path / "root", str(source))
-    photo = sorted(source.rglob("*.jpg"))[0]
-    replace_by_fifo(photo)  # nobody ever writes to it
-    stats, progress = embed_watched(child, store, plan, stall_s=6)
-    kinds = {path: row["error_kind"] for path, row in part_rows(store, plan).items()}
-    hung, *others = sorted(kinds)
-    assert hung == str(photo.relative_to(source))
-    assert (kinds[hung], [kinds[path] for path in others]) == ("timeout", [None, None])
-    assert part_rows(store, plan)[hung]["error"] == "the worker process reported nothing for 6 s"
+    photo = sorted(source.rglob("*.jpg"))[1]
+    replace_by_fifo(photo)
+    hung: list[int | None] = []
+
+    def hang() -> None:
+        hung.append(child.pid)
+        clock.hanging = True
+
+    with when_opened(photo, hang, lambda: setattr(clock, "hanging", False)):
+        stats, progress = embed_watched(child, store, plan, stall_s=200)
+    rows = part_rows(store, plan)
+    lost = rows.pop(str(photo.relative_to(source)))
+    assert (lost["error_kind"], lost["error"]) == ("timeout", "the worker process reported nothing for 200 s")
+    assert [row["error_kind"] for row in rows.values()] == [None, None]
     assert ((stats.images, stats.failed), progress) == ((3, 1), [3, 1])
+    assert len(set(hung)) == len(hung) == embedding.SHARD_TRIES + embedding.STRIKES
 
 
 def test_a_child_that_dies_without_an_image_in_work_stops_the_run(
@@ -268,7 +288,7 @@ def test_a_child_that_dies_without_an_image_in_work_stops_the_run(
 ) -> None:
     store, plan = make_root(tmp_path / "root", str(photos(3)))
     (tmp_path / "modules" / "onnxruntime.py").write_text("import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(embedding.SifBatchError, match=r"SIGKILL\), 3 times with no image in work") as caught:
+    with pytest.raises(SifBatchError, match=r"SIGKILL\), 3 times with no image in work") as caught:
         embed_watched(child, store, plan)
     assert "free memory" in caught.value.remedy
     assert not store.exists(f"parts/{SPEC.id}")

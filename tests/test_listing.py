@@ -95,6 +95,18 @@ def test_an_unknown_store_says_what_is_missing() -> None:
     assert "nosuchstore" in str(raised.value) and raised.value.remedy
 
 
+def test_a_source_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    place = os.path.join(tmp_path, os.fsdecode(b"caf\xe9"))
+    os.mkdir(place)
+    for refused in (lambda: parse_sources([place]), lambda: Store(place)):
+        with pytest.raises(SifBatchError, match="is not UTF-8") as raised:
+            refused()
+        str(raised.value).encode()
+        assert "link" in raised.value.remedy
+    os.symlink(place, tmp_path / "cafe")
+    assert parse_sources([str(tmp_path / "cafe")])[0].name == "cafe"
+
+
 def test_a_source_that_is_not_there_stops_the_listing(folder: Path) -> None:
     with pytest.raises(SifBatchError, match=f"{folder}/birds: cannot be listed") as raised:
         list_sources(parse_sources([str(folder / "cats"), str(folder / "birds")]))

@@ -16,7 +16,9 @@ NFC, NFD = "caf\u00e9.jpg", "cafe\u0301.jpg"
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 # Texts in which the special cases meet often: separators, composition in both forms, Hangul, escapes.
 awkward = st.lists(
-    st.sampled_from(["a", "/", ":", "::", "%", "%3A", "e\u0301", "\u00e9", "\u1112\u1161\u11ab", "\ud55c", "\u212b", "\0"]),
+    st.sampled_from(
+        ["a", "/", ":", "::", "%", "%3A", "e\u0301", "\u00e9", "\u1112\u1161\u11ab", "\ud55c", "\u212b", "\0"]
+    ),
     max_size=8,
 ).map("".join)
 
@@ -31,7 +33,8 @@ def test_a_key_is_in_nfc() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "key"), [("a::b.jpg", "s/a%3A%3Ab.jpg"), (":::", "s/%3A%3A:"), ("a:b", "s/a:b"), ("::::", "s/%3A%3A%3A%3A")]
+    ("path", "key"),
+    [("a::b.jpg", "s/a%3A%3Ab.jpg"), (":::", "s/%3A%3A:"), ("a:b", "s/a:b"), ("::::", "s/%3A%3A%3A%3A")],
 )
 def test_a_literal_double_colon_is_escaped(path: str, key: str) -> None:
     assert key_of("s", path) == key

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from synthetic import DIMENSION, ENCODER, Row, checked, flip_bit, part_bytes, paths, spans_of, vector_of, write_part
 
 from sif_batch.config import SifBatchError
-from sif_batch.parts import PART_SCHEMA, embeddings_of, encode_part, part_path, read_embeddings, read_light, spans_of as spans_in
+from sif_batch.parts import PART_SCHEMA, embeddings_of, encode_part, part_path, read_embeddings, read_light
+from sif_batch.parts import spans_of as spans_in
 from sif_batch.sources.names import hash_of, key_of
 from sif_batch.storage import Store
 
@@ -45,8 +46,8 @@ def test_the_schema_is_the_one_in_the_design(tmp_path: Path) -> None:
     name = write_part(store, [Row(path) for path in paths(5)])
     schema = pq.read_schema(store.path(part_path(ENCODER, name)))
     types = [
-        pa.string(), pa.string(), pa.string(), pa.string(), pa.string(), pa.int8(), pa.uint64(), pa.binary(32), pa.int32(),
-        pa.int32(), pa.large_string(), pa.list_(pa.float16()), pa.string(), pa.string(),
+        pa.string(), pa.string(), pa.string(), pa.string(), pa.string(), pa.int8(), pa.uint64(), pa.binary(32),
+        pa.int32(), pa.int32(), pa.large_string(), pa.list_(pa.float16()), pa.string(), pa.string(),
     ]  # fmt: skip
     assert schema.names == NAMES == PART_SCHEMA.names
     assert [str(t) for t in schema.types] == [str(t).replace("item", "element") for t in types]

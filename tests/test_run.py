@@ -296,3 +296,50 @@ def test_odd_files_are_all_accounted_for(sif_batch: Run, test_data: Callable[[st
     assert all((row["error_kind"] is None) == (row["embedding"] is not None) for row in rows)
     vectors = np.array([row["embedding"] for row in rows if row["embedding"] is not None], np.float16)
     assert np.isfinite(vectors).all()
+
+
+def test_a_damaged_current_release_is_said_and_made_again(sif_batch: Run, photos: Photos, tmp_path: Path) -> None:
+    source, root = photos(8), tmp_path / "root"
+    first = sif_batch("run", source, root, "--json").json
+    release = root / "releases" / first["release"]
+    for name in ("segments/000/rows.npy", "images.arrow", "release.json"):
+        aside = (release / name).rename(tmp_path / "aside")
+        done = sif_batch("run", root, "--json")
+        assert done.code == 1 and "Traceback" not in done.err and release.name in done.json["error"]
+        aside.rename(release / name)
+    shutil.rmtree(release)
+    again = sif_batch("run", root, "--json").json
+    assert (again["outcome"], again["release"], again["embedded"]) == ("published", first["release"], 0)
+    (root / "LATEST").write_text("killed right after publishing\n")
+    assert sif_batch("run", root).code == 0
+    assert (root / "LATEST").read_text().strip() == first["release"]
+
+
+def test_a_kind_of_index_that_cannot_be_made_is_not_recorded(sif_batch: Run, photos: Photos, tmp_path: Path) -> None:
+    source, root = photos(8), tmp_path / "root"
+    assert sif_batch("run", source, root, "--family", "ivf-pq").code == 1
+    assert sif_batch("run", root).code == 0
+    failed = [json.loads(path.read_bytes())["result"] for path in sorted(root.glob("runs/*/run.json"))]
+    assert {"error", "published"} == {result["outcome"] for result in failed}
+    assert all(result["seconds"]["list"] >= 0 for result in failed)
+
+
+def test_names_are_shown_as_they_are(sif_batch: Run, tmp_path: Path) -> None:
+    source, root = tmp_path / "odd names", tmp_path / "root"
+    source.mkdir()
+    names = ["photo [copy].jpg", "x:cat:.jpg", "[", "a::b.jpg", "it's 100%.jpg"]
+    for name in names:
+        shutil.copyfile(next(PHOTOS.rglob("*.jpg")), source / name)
+    assert sif_batch("run", source, root).code == 0
+    for name in names:
+        shown = sif_batch("search", root, source / name)
+        assert shown.code == 0, shown.err
+        assert f"odd-names/{name.replace('::', '%3A%3A')}" in shown.out
+    assert sif_batch("run", root, "--exclude", "*").code == 1
+
+
+def test_a_root_whose_name_is_not_text_is_refused(sif_batch: Run, photos: Photos, tmp_path: Path) -> None:
+    source = photos(2)
+    done = sif_batch("run", source, f"{tmp_path}/r\udcff")
+    assert done.code == 1 and "Traceback" not in done.err and "UTF-8" in done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]

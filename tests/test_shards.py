@@ -42,7 +42,9 @@ def slice_slowly(sizes: list[int], max_images: int, max_bytes: int) -> list[list
 def test_shards_are_filled_in_order_within_both_limits(sizes: list[int], max_images: int, max_bytes: int) -> None:
     shards = slice_shards(np.array(sizes, np.int64), max_images, max_bytes)
     assert shards.dtype == np.int32 and len(shards) == len(sizes)
-    by_number = [[s for s, n in zip(sizes, shards, strict=True) if n == number] for number in range(max(shards, default=-1) + 1)]
+    by_number = [
+        [s for s, n in zip(sizes, shards, strict=True) if n == number] for number in range(max(shards, default=-1) + 1)
+    ]
     assert by_number == slice_slowly(sizes, max_images, max_bytes)
     assert (np.diff(shards) >= 0).all()
     for shard in by_number:
@@ -119,7 +121,9 @@ def test_a_plan_comes_back_as_it_was_saved(tmp_path: Path, place: str) -> None:
         for shard in range(3):
             spans, encoder, found = read_shard(store, name, shard)
             assert encoder == ENCODER and found == {source.name: source for source in sources}
-            assert spans.to_pylist() == plan.filter(pa.array([n == shard for n in plan["shard"].to_pylist()])).to_pylist()
+            assert (
+                spans.to_pylist() == plan.filter(pa.array([n == shard for n in plan["shard"].to_pylist()])).to_pylist()
+            )
     finally:
         if place == "memory":
             store.fs.rm(store.base, recursive=True)

@@ -1,6 +1,7 @@
 """The listing: one complete table of the sources' entries, whatever kind of source they are."""
 
 import io
+import json
 import os
 import re
 import time
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from sif_batch.config import SifBatchError, Source, canonical_json
 from sif_batch.sources.files import base_of, find_files
-from sif_batch.storage import Store, digest, is_local, open_filesystem
+from sif_batch.storage import Store, check_text, digest, is_local, open_filesystem
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -49,8 +50,6 @@ class Listing:
 
     @staticmethod
     def load(store: Store, name: str) -> "Listing":
-        import json
-
         table = pq.read_table(io.BytesIO(store.read(name)))
         ignored = json.loads((table.schema.metadata or {}).get(b"ignored", b"{}"))
         return Listing(table.replace_schema_metadata(None), ignored)
@@ -65,6 +64,7 @@ def parse_sources(texts: Sequence[str], include: Sequence[str] = (), exclude: Se
     """`[NAME=]PATH_OR_URL` texts as sources; a name defaults to the last path component before any wildcard."""
     sources: dict[str, Source] = {}
     for text in texts:
+        check_text(text)
         match = NAMED.match(text)
         name, place = (match[1], match[2]) if match else ("", text)
         fs, path = open_filesystem(place)

@@ -1,0 +1,315 @@
+"""Kill runs at random moments: the same command again must give the release that an undisturbed run gives.
+
+python -m benchmarks.crash [--runs 10] [--child-runs 5] [--images DIR] [--seed N] [--json]   (Linux: it reads /proc)
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jobs.search import verify
+from sif_batch.storage import TEMPORARY
+
+REPOSITORY = Path(__file__).parents[1]
+PHOTOS = REPOSITORY / "examples" / "photos"
+FAMILIES = ("flat", "ivf-pq")
+SHARD_IMAGES = 16  # many parts, so many moments between them
+OTHER = ("--shard-images", "75", "--workers", "1")
+TIMEOUT_S = 300.0
+POLL_S = 0.01
+IDENTICAL = "identical"
+
+# What appears in ROOT, in this order.
+STAGES = (
+    ("start", "."),
+    ("list", "root.json"),
+    ("plan", "plans/*.parquet"),
+    ("embed", "parts/*/*.parquet"),
+    ("embedded", "plans/*.done"),
+    ("train", "quantizers/*"),
+    ("quantize", "codes/*/*.parquet"),
+    ("assemble", f"releases/{TEMPORARY}*"),
+    ("sealed", "releases/[0-9a-f]*"),
+    ("published", "history/*.json"),
+)
+EMBED, EMBEDDED = 3, 4
+
+Stage = tuple[int, int]  # place in STAGES, and how many of its files there are
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run that nobody disturbed; marks: each stage with the second at which it was first seen."""
+
+    release: str
+    seconds: float
+    marks: list[tuple[Stage, float]]
+
+    def embedding(self) -> tuple[float, float]:
+        """The seconds between which images were embedded: the first part took as long as the others."""
+        times = [at_s for (place, _), at_s in self.marks if place == EMBED]
+        end = next(at_s for (place, _), at_s in self.marks if place >= EMBEDDED)
+        return times[0] - (end - times[0]) / len(times), end
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One disturbed run. killed: group, child or nothing; outcome: identical, or what is wrong."""
+
+    killed: str
+    family: str
+    at_s: float | None
+    stage: str
+    seconds: float
+    outcome: str
+
+
+class Run:
+    """`sif-batch run IMAGES ROOT` in a process group of its own, its output in files beside ROOT."""
+
+    def __init__(self, images: Path, root: Path, *options: str):
+        self.root = root
+        self.started = time.monotonic()
+        self._out, self._log = root.with_suffix(".json"), root.with_suffix(".log")
+        command = [sys.executable, "-m", "jobs.cli", "run", str(images), str(root), *options, "--json"]
+        with open(self._out, "wb") as out, open(self._log, "wb") as log:
+            self.process = subprocess.Popen(command, stdout=out, stderr=log, cwd=REPOSITORY, start_new_session=True)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def kill_group(self) -> None:
+        """kill -9 of the run and its child."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(TIMEOUT_S)
+
+    def child(self) -> int | None:
+        """The process id of the run's child."""
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                parent = int(status.read_text().rpartition(")")[2].split()[1])
+                if parent == self.process.pid and b"sif_batch.child" in status.with_name("cmdline").read_bytes():
+                    return int(status.parent.name)
+        return None
+
+    def wait_until(self, ready: Callable[[], bool]) -> bool:
+        """Wait for something; False if the run ended before."""
+        while not ready():
+            if self.process.poll() is not None:
+                return False
+            if self.seconds > TIMEOUT_S:
+                raise click.ClickException(f"a run still goes on after {TIMEOUT_S:.0f} s: {self._last_line()}")
+            time.sleep(POLL_S)
+        return True
+
+    def wait_for_moment(self, expected: Undisturbed, at_s: float) -> bool:
+        """Wait until this run is where the undisturbed one was after `at_s` seconds, whichever is faster."""
+        stage, seen_s = next(mark for mark in reversed(expected.marks) if mark[1] <= at_s)
+        reached = self.wait_until(lambda: stage_of(self.root) >= stage)
+        then = self.seconds + at_s - seen_s
+        return reached and self.wait_until(lambda: self.seconds >= then)
+
+    def finish(self) -> dict[str, Any]:
+        """What the run printed, at its end."""
+        self.wait_until(lambda: self.process.poll() is not None)
+        printed = self._out.read_text()
+        if self.process.returncode or not printed:
+            raise click.ClickException(f"exit {self.process.returncode}: {self._last_line()}")
+        result: dict[str, Any] = json.loads(printed)
+        return result
+
+    def _last_line(self) -> str:
+        return next(reversed(self._log.read_text(errors="replace").splitlines()), "")[:300]
+
+
+@contextlib.contextmanager
+def started(images: Path, root: Path, family: str, *options: str) -> Iterator[Run]:
+    """A run that does not outlive this block."""
+    run = Run(images, root, "--family", family, "--shard-images", str(SHARD_IMAGES), *options)
+    try:
+        yield run
+    finally:
+        if run.process.poll() is None:
+            run.kill_group()
+
+
+@contextlib.contextmanager
+def new_root() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="sif-batch-crash-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder, "root")
+
+
+def run_undisturbed(images: Path, family: str) -> Undisturbed:
+    marks = [((0, 1), 0.0)]
+
+    def ended() -> bool:
+        if (stage := stage_of(root)) > marks[-1][0]:
+            marks.append((stage, run.seconds))
+        return run.process.poll() is not None
+
+    with new_root() as root, started(images, root, family) as run:
+        run.wait_until(ended)
+        seconds = run.seconds
+        result = run.finish()
+        fault = find_fault(root, result, result["release"])
+        if fault != IDENTICAL or result["outcome"] != "published":
+            raise click.ClickException(f"the undisturbed run: {result['outcome']}, {fault}")
+        return Undisturbed(result["release"], seconds, marks)
+
+
+def kill_a_run(images: Path, family: str, expected: Undisturbed, share: float) -> Trial:
+    """kill -9 of the whole group after this share of the undisturbed run; then the same command again."""
+    with new_root() as root:
+        with started(images, root, family) as run:
+            run.wait_for_moment(expected, share * expected.seconds)
+            run.kill_group()
+        at_s, stage = run.seconds, show_stage(stage_of(root))
+        with started(images, root, family) as again:
+            outcome = outcome_of(again, expected)
+        return Trial("group", family, at_s, stage, again.seconds, outcome)
+
+
+def kill_a_child(images: Path, family: str, expected: Undisturbed, share: float) -> Trial:
+    """kill -9 of the child alone after this share of the embedding; the very same run must go on to its end."""
+    begin, end = expected.embedding()
+    with new_root() as root, started(images, root, family) as run:
+        run.wait_for_moment(expected, begin + share * (end - begin))
+        at_s, stage, child = run.seconds, show_stage(stage_of(root)), run.child()
+        if child is None:
+            return Trial("child", family, at_s, stage, run.seconds, "there was no child to kill")
+        os.kill(child, signal.SIGKILL)
+        outcome = outcome_of(run, expected)
+        return Trial("child", family, at_s, stage, run.seconds, outcome)
+
+
+def run_otherwise(images: Path, family: str, expected: Undisturbed) -> Trial:
+    """Another shard size and another number of workers."""
+    with new_root() as root, started(images, root, family, *OTHER) as run:
+        outcome = outcome_of(run, expected)
+        return Trial("nothing", family, None, " ".join(OTHER), run.seconds, outcome)
+
+
+def outcome_of(run: Run, expected: Undisturbed) -> str:
+    try:
+        return find_fault(run.root, run.finish(), expected.release)
+    except click.ClickException as error:
+        return error.message
+
+
+def find_fault(root: Path, result: dict[str, Any], release: str) -> str:
+    """What is wrong with a ROOT after a run that printed `result`; IDENTICAL if nothing is."""
+    if result["release"] != release:
+        return f"another release: {result['release'][:12]}"
+    latest = (root / "LATEST").read_text().strip() if (root / "LATEST").exists() else "missing"
+    if latest != release:
+        return f"LATEST is {latest[:12]}"
+    if left := sorted(str(path.relative_to(root)) for path in root.rglob(f"{TEMPORARY}*")):
+        return f"temporary files are left: {', '.join(left)}"
+    if damaged := verify(str(root))["damaged"]:
+        return f"damaged: {', '.join(found['file'] for found in damaged)}"
+    return IDENTICAL
+
+
+def stage_of(root: Path) -> Stage:
+    """How far a run has come, by what stands in its ROOT."""
+    for place in range(len(STAGES) - 1, 0, -1):
+        if found := len(list(root.glob(STAGES[place][1]))):
+            return place, found
+    return 0, 1
+
+
+def show_stage(stage: Stage) -> str:
+    place, found = stage
+    return f"{STAGES[place][0]} {found}" if found > 1 else STAGES[place][0]
+
+
+def spread(generator: random.Random, count: int) -> list[float]:
+    """`count` random shares of the whole, one in each of as many equal pieces, so that no stage is left out."""
+    return [(i + generator.random()) / count for i in range(count)]
+
+
+def run_trials(
+    images: Path, runs: int, child_runs: int, seed: int, families: Sequence[str], say: Callable[[str], None]
+) -> Iterator[Trial]:
+    generator = random.Random(seed)
+    planned = [(kill_a_run, spread(generator, runs)), (kill_a_child, spread(generator, child_runs))]
+    expected = {}
+    for family in families:
+        expected[family] = run_undisturbed(images, family)
+        say(f"undisturbed  {family}  {expected[family].seconds:.1f} s  release {expected[family].release[:12]}")
+    for kill, shares in planned:
+        for i, share in enumerate(shares):
+            family = families[i % len(families)]
+            yield kill(images, family, expected[family], share)
+    for family in families:
+        yield run_otherwise(images, family, expected[family])
+
+
+def show_trials(console: Console, trials: Sequence[Trial]) -> None:
+    table = Table("killed", "family", "after", "stage reached", "then took", "release", box=box.SIMPLE_HEAD)
+    for trial in trials:
+        table.add_row(*cells_of(trial))
+    console.print(table)
+
+
+def cells_of(trial: Trial) -> list[str]:
+    after = "" if trial.at_s is None else f"{trial.at_s:.2f} s"
+    return [trial.killed, trial.family, after, trial.stage, f"{trial.seconds:.1f} s", trial.outcome]
+
+
+@click.command()
+@click.option("--runs", type=click.IntRange(min=0), default=10, show_default=True, help="Runs killed as a whole.")
+@click.option("--child-runs", type=click.IntRange(min=0), default=5, show_default=True, help="Runs whose child is.")
+@click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    default=PHOTOS,
+    help="The folder to index. Default: examples/photos.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the moments.")
+@click.option(
+    "--family",
+    "families",
+    type=click.Choice(FAMILIES),
+    multiple=True,
+    default=FAMILIES,
+    show_default=True,
+    help="Kinds of index, taken in turns.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def main(images: Path, runs: int, child_runs: int, seed: int, families: Sequence[str], as_json: bool) -> None:
+    """Kill runs at random moments and compare release ids. Exit 1 if one differs."""
+    progress = Console(stderr=True, highlight=False, soft_wrap=True)
+    trials = []
+    for trial in run_trials(images, runs, child_runs, seed, families, progress.print):
+        trials.append(trial)
+        progress.print("  ".join(cells_of(trial)), markup=False)
+    identical = sum(trial.outcome == IDENTICAL for trial in trials)
+    if as_json:
+        result = {"runs": len(trials), "identical": identical, "trials": [asdict(trial) for trial in trials]}
+        click.echo(json.dumps(result))
+    else:
+        show_trials(Console(highlight=False), trials)
+        click.echo(f"{identical} of {len(trials)} releases are identical")
+    sys.exit(0 if identical == len(trials) else 1)
+
+
+if __name__ == "__main__":
+    main()
