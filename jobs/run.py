@@ -16,6 +16,7 @@ from jobs.settings import RunSettings, decide_record, read_record, usable_cores
 from sif_batch.catalog import load_catalog, standing_rows
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError, canonical_json
 from sif_batch.encoders import install_encoder
+from sif_batch.encoders.spec import check_encoder
 from sif_batch.kernels import cpu_flags, instruction_set
 from sif_batch.release import cache_latest, read_top
 from sif_batch.sources import Listing, list_sources
@@ -42,6 +43,7 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
     # Nothing was written before this line.
     store.sweep()
     install_encoder(store, chosen.spec, chosen.model)
+    check_encoder(store, record.encoder)
     # A kind of index is recorded once it has made a release: one that cannot must not stay for later nights.
     recorded = record.model_copy(update={"index": old.index if old else IndexSettings()})
     store.replace("root.json", recorded.canonical())

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from jobs.settings import open_root
 from sif_batch.catalog import CATALOG_SCHEMA, Catalog, failures_by_kind, load_catalog, standing_rows
 from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.encoders.spec import check_encoder
 from sif_batch.evaluation import MAX_QUERIES, choose_queries, evaluate_exact, evaluate_release, labels_of
 from sif_batch.parts import part_path
 from sif_batch.quantizer import read_rows
@@ -119,9 +120,13 @@ def verify(place: str) -> dict[str, Any]:
     for release in published:
         damaged += find_damage(store, f"releases/{release}")
         files += _files(store, f"releases/{release}")
+    try:
+        check_encoder(store, record.encoder)
+    except SifBatchError as error:
+        damaged.append({"file": f"encoders/{record.encoder}", "reason": str(error)})
     names = [n.removesuffix(".parquet") for n in store.sizes(f"parts/{record.encoder}") if n.endswith(".parquet")]
     damaged += [found for name in names if (found := _damaged_part(store, record.encoder, name))]
-    return _report(damaged, files + len(names))
+    return _report(damaged, files + len(names) + 2)
 
 
 def _report(damaged: list[dict[str, str]], files: int) -> dict[str, Any]:

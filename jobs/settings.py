@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from sif_batch.catalog import MAX_ATTEMPTS
 from sif_batch.config import LAYOUT, Family, Frozen, GateSettings, IndexSettings, RootRecord, SifBatchError, Source
@@ -51,7 +51,7 @@ def read_record(store: Store) -> RootRecord | None:
         return None
     except NotADirectoryError as error:
         raise SifBatchError(f"{store.url}: {error.strerror}", remedy="give a ROOT that is a folder") from error
-    except (ValidationError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise SifBatchError(
             f"{store.path('root.json')} is damaged ({error})", remedy="restore it from a backup"
         ) from error

@@ -20,7 +20,7 @@ from PIL import Image
 from sif_batch.child import Child, ChildDied
 from sif_batch.config import SifBatchError, Source
 from sif_batch.encoders import Encoder, read_spec
-from sif_batch.images import ImageError
+from sif_batch.images import MAX_BYTES, ImageError
 from sif_batch.kernels import embedding_fingerprint
 from sif_batch.parts import encode_part, part_path
 from sif_batch.shards import read_shard
@@ -29,7 +29,6 @@ from sif_batch.sources.names import hash_of, key_of, local_of
 from sif_batch.storage import Store, is_local
 
 BATCH = 4  # larger ones are slower and hold more memory: 128 MB for two threads at 1, 788 MB at 32
-MAX_BYTES = 512 * 2**20
 STRIKES = 2  # an image that ends the child alone, this often, is the cause
 SHARD_TRIES = 2  # the whole shard, before its images are suspected
 STAGES = ("read", "decode", "network", "write")

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 512 * 2**20  # of a file
 BACKGROUND = (255, 255, 255)  # what shows through transparency
 
 ORIENTATION = 0x0112  # EXIF tag
@@ -147,6 +148,7 @@ def _kind_of(error: BaseException) -> str:
         return "too_large"
     if isinstance(error, EOFError) or "truncated" in text or "unexpected end" in text:
         return "truncated"
-    if isinstance(error, NotImplementedError) or "unsupported" in text or "not available" in text:
+    missing = ("unsupported", "not available", "ghostscript", "cannot find loader")  # of Pillow, not of the file
+    if isinstance(error, NotImplementedError) or any(words in text for words in missing):
         return "unsupported"
     return "corrupt"

@@ -223,22 +223,36 @@ def _encode_queries(keys: list[str], queries: np.ndarray) -> bytes:
 
 
 def read_record(store: Store, name: str) -> QuantizerRecord:
-    return QuantizerRecord.model_validate_json(store.read(f"quantizers/{name}/quantizer.json"))
+    """quantizer.json of a quantizer of ROOT. Raises SifBatchError if it is damaged."""
+    try:
+        return QuantizerRecord.model_validate_json(store.read(f"quantizers/{name}/quantizer.json"))
+    except (FileNotFoundError, ValueError) as error:
+        raise _damaged(store, name, error) from error
+
+
+def _damaged(store: Store, name: str, error: Exception) -> SifBatchError:
+    return SifBatchError(
+        f"{store.path(f'quantizers/{name}')} is damaged ({type(error).__name__}: {error})",
+        remedy="remove that folder and the same one in codes/; the next run trains anew",
+    )
 
 
 def load_quantizer(store: Store, name: str) -> Quantizer:
     """A trained quantizer of ROOT."""
     folder = f"quantizers/{name}"
     record = read_record(store, name)
-    table = pq.read_table(io.BytesIO(store.read(f"{folder}/queries.parquet")))
-    flat = table["embedding"].combine_chunks().flatten().to_numpy()
-    queries = flat.reshape(len(table), record.spec.dimension)
-    keys = table["key"].to_pylist()
-    if record.spec.family == "flat":
-        return Quantizer(record, queries, keys)
-    mean, components = (np.load(io.BytesIO(store.read(f"{folder}/{n}.npy"))) for n in ("mean", "components"))
-    trained = np.frombuffer(store.read(f"{folder}/trained.faiss"), np.uint8)
-    return Quantizer(record, queries, keys, mean, components, import_faiss().deserialize_index(trained))
+    try:
+        table = pq.read_table(io.BytesIO(store.read(f"{folder}/queries.parquet")))
+        flat = table["embedding"].combine_chunks().flatten().to_numpy()
+        queries = flat.reshape(len(table), record.spec.dimension)
+        keys = table["key"].to_pylist()
+        if record.spec.family == "flat":
+            return Quantizer(record, queries, keys)
+        mean, components = (np.load(io.BytesIO(store.read(f"{folder}/{n}.npy"))) for n in ("mean", "components"))
+        trained = np.frombuffer(store.read(f"{folder}/trained.faiss"), np.uint8)
+        return Quantizer(record, queries, keys, mean, components, import_faiss().deserialize_index(trained))
+    except (FileNotFoundError, ValueError, RuntimeError, pa.ArrowException) as error:
+        raise _damaged(store, name, error) from error
 
 
 def normalise(x: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from sif_batch.config import SifBatchError, canonical_json
 from sif_batch.encoders import Encoder, read_spec
-from sif_batch.images import ImageError, checked_rgb
+from sif_batch.images import MAX_BYTES, ImageError, checked_rgb
 from sif_batch.kernels import import_faiss, project
 from sif_batch.quantizer import normalise
 from sif_batch.release import MANIFEST, check_release, damaged, read_top
@@ -351,9 +351,13 @@ def _in_order(rows: np.ndarray, similarities: np.ndarray) -> tuple[np.ndarray, n
 def _read(name: str) -> bytes:
     try:
         path = local_of(name)
-        if os.path.lexists(path):  # before fsspec, for which `::` in a name would be a chain
-            return Path(path).read_bytes()
-        fs, path = open_filesystem(name)
+        if os.path.lexists(path) and not os.path.isfile(path):
+            raise SifBatchError(f"{name}: cannot be read (it is no file)", remedy="give an image file, or a URL of one")
+        fs, path = (open_filesystem(name)[0], path) if os.path.lexists(path) else open_filesystem(name)
+        if fs.size(path) > MAX_BYTES:
+            raise SifBatchError(f"{name}: {fs.size(path)} bytes, the limit is {MAX_BYTES}")
         return bytes(fs.cat_file(path))
     except OSError as error:
-        raise SifBatchError(f"{name}: cannot be read ({error.strerror or error})") from error
+        raise SifBatchError(
+            f"{name}: cannot be read ({error.strerror or error})", remedy="check the path of the image"
+        ) from error

@@ -104,6 +104,7 @@ def assemble(
         # open_memmap cannot make an empty file
         if shape[0]:
             rows.append(np.lib.format.open_memmap(folder / "rows.npy", "w+", np.dtype(spec.rows), shape))
+            _reserve(folder / "rows.npy")
         else:
             np.save(folder / "rows.npy", np.empty(shape, spec.rows))
             rows.append(np.empty(shape, spec.rows))
@@ -143,6 +144,13 @@ def assemble(
         (into / "quantizer/mean.npy").write_bytes(array_bytes(quantizer.mean))
         (into / "quantizer/components.npy").write_bytes(array_bytes(quantizer.components))
     return placed
+
+
+def _reserve(path: Path) -> None:
+    """Take the file's blocks now: writing to a mapped file on a full disk would end the process by SIGBUS."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def write_index(quantizer: Quantizer, code: np.ndarray, path: Path) -> None:

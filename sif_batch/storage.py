@@ -23,9 +23,11 @@ HOST = "".join(c for c in socket.gethostname() if c.isalnum())[:32] or "host"
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a path or URL, and the path inside it."""
+    """The fsspec filesystem of a path or URL, and the path inside it. What holds no `://` is a local path."""
+    if "://" not in url:
+        return LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
     try:
-        fs, path = fsspec.core.url_to_fs(os.path.expanduser(url))
+        fs, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise SifBatchError(
             f"{url}: the client of this store is not installed ({error})",
@@ -199,9 +201,11 @@ class Store:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+            if isinstance(error, OSError):
+                error.filename = error.filename or self.path(name)  # a full disk does not say where
             raise
         return temporary
 

@@ -343,3 +343,30 @@ def test_a_root_whose_name_is_not_text_is_refused(sif_batch: Run, photos: Photos
     done = sif_batch("run", source, f"{tmp_path}/r\udcff")
     assert done.code == 1 and "Traceback" not in done.err and "UTF-8" in done.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+
+
+def test_damage_in_root_is_one_line_and_verify_names_it(sif_batch: Run, photos: Photos, tmp_path: Path) -> None:
+    source, root = photos(8), tmp_path / "root"
+    sif_batch("run", source, root)
+    photos(9)
+    model = next(root.glob("encoders/*/model.onnx"))
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert sif_batch("verify", root).code == 5
+    for file, damage in (
+        (model, None),
+        (next(root.glob("encoders/*/encoder.json")), b"{}"),
+        (root / "root.json", b"\xff"),
+        (root / "history/00000001.json", b""),
+        (next(root.glob("quantizers/*/queries.parquet")), b""),
+        (next(root.glob("quantizers/*/quantizer.json")), b""),
+    ):
+        before = whole if damage is None else file.read_bytes()
+        if damage is not None:
+            file.write_bytes(damage)
+        done = sif_batch("run", root, "--json")
+        assert done.code == 1 and "Traceback" not in done.err, file
+        assert file.parent.name in done.json["error"] and done.json["remedy"]
+        file.write_bytes(before)
+    done = sif_batch("run", root, "--json").json
+    assert (done["outcome"], done["in_index"]) == ("published", 9)

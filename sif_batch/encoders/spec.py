@@ -72,9 +72,34 @@ def install_encoder(store: Store, spec: EncoderSpec, model: bytes | None = None)
     if model is None:
         model = (BUILT_IN[spec.name] / "model.onnx").read_bytes()
     store.create(f"{folder}/model.onnx", model)
+    store.create(f"{folder}/model.sha256", f"{digest(model)}\n".encode())
     store.create(f"{folder}/encoder.json", spec.canonical())
 
 
+def check_encoder(store: Store, encoder_id: str) -> None:
+    """Compare ROOT's encoder with its id and checksum. Raises SifBatchError, naming the damaged file."""
+    folder = f"encoders/{encoder_id}"
+    spec = read_spec(store, folder)
+    if spec.id != encoder_id:
+        raise _damaged(store, f"{folder}/encoder.json")
+    try:
+        fine = digest(store.read(f"{folder}/model.onnx")) == store.read(f"{folder}/model.sha256").decode().strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        fine = False
+    if not fine:
+        raise _damaged(store, f"{folder}/model.onnx")
+
+
+def _damaged(store: Store, name: str) -> SifBatchError:
+    return SifBatchError(
+        f"{store.path(name)} is missing or damaged", remedy="copy it from encoder/ of one of the releases there"
+    )
+
+
 def read_spec(store: Store, folder: str) -> EncoderSpec:
-    """The specification in `folder`/encoder.json of a ROOT or a release."""
-    return EncoderSpec.model_validate(json.loads(store.read(f"{folder}/encoder.json")))
+    """The specification in `folder`/encoder.json of a ROOT or a release. Raises SifBatchError if it is damaged."""
+    name = f"{folder}/encoder.json"
+    try:
+        return EncoderSpec.model_validate(json.loads(store.read(name)))
+    except (FileNotFoundError, ValueError) as error:
+        raise _damaged(store, name) from error

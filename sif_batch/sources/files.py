@@ -52,8 +52,9 @@ def find_files(
             if len(paths) % REPORT_EVERY == 0:
                 on_progress(len(paths))
     except OSError as error:
+        inside = f": {error.filename}" if error.filename not in (None, source.url) else ""
         raise SifBatchError(
-            f"{source.url}: cannot be listed ({error.strerror or error})",
+            f"{source.url}: cannot be listed ({error.strerror or error}{inside})",
             remedy="check the path, the mount and the rights; nothing was changed",
         ) from error
     return paths, sizes, versions, ignored

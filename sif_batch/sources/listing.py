@@ -50,7 +50,12 @@ class Listing:
 
     @staticmethod
     def load(store: Store, name: str) -> "Listing":
-        table = pq.read_table(io.BytesIO(store.read(name)))
+        try:
+            table = pq.read_table(io.BytesIO(store.read(name)))
+        except pa.ArrowInvalid as error:
+            raise SifBatchError(
+                f"{store.path(name)} is damaged ({error})", remedy="remove that file; the next run lists anew"
+            ) from error
         ignored = json.loads((table.schema.metadata or {}).get(b"ignored", b"{}"))
         return Listing(table.replace_schema_metadata(None), ignored)
 
