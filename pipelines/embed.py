@@ -6,9 +6,7 @@ import apache_beam as beam
 
 from pipelines.runner import Progress, telling_why
 from sif_batch.child import shared_child
-from sif_batch.embedding import STAGES, embed_in_child
-
-COUNTERS = ("images", "failed", *(f"{stage}_ms" for stage in STAGES))
+from sif_batch.embedding import embed_in_child
 
 
 class EmbedShard(beam.DoFn):  # type: ignore[misc]
