@@ -17,6 +17,7 @@ from jobs import show
 from jobs.progress import Reporter
 from sif_batch.child import close_shared_child
 from sif_batch.config import GateSettings, SifBatchError
+from sif_batch.failures import PERMANENT, TRANSIENT
 
 EXIT = {"published": 0, "unchanged": 0, "held": 0, "error": 1, "refused": 3}
 EXIT_DAMAGED = 5
@@ -81,12 +82,25 @@ def cli() -> None:
     help="Take files in whose path in the source matches, whatever their extension.",
 )
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave files out whose path in the source matches.")
+@click.option("--image-column", metavar="NAME", help="Of Parquet sources: the column of image bytes.")
+@click.option(
+    "--keep", multiple=True, metavar="COLUMN", help="Of Parquet sources: a column to keep with the images; * for all."
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
     help="Threads that decode and embed. Default: the cores this process may use.",
 )
 @click.option("--shard-images", type=click.IntRange(1, 65_535), help="Images in one unit of work. Default: 1000.")
+@click.option("--max-pixels", type=click.IntRange(min=1), help="Larger images fail as too_large. Default: 100000000.")
+@click.option("--max-bytes", type=click.IntRange(min=1), help="Larger files fail as too_large. Default: 536870912.")
+@click.option(
+    "--image-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="An image that takes longer to read and decode fails as timeout. Default: 120.",
+)
+@click.option("--retry-failed", is_flag=True, default=None, help="Try all failed images once more.")
 @click.option(
     "--max-attempts", type=click.IntRange(1, 100), help="Nights that a passing failure is tried again. Default: 3."
 )
@@ -98,12 +112,13 @@ def cli() -> None:
 def run(places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: float | None, **options: Any) -> None:
     """List, embed what is new, index, measure, publish: the nightly job.
 
-    A SOURCE is a directory or glob of image files, a path or an fsspec URL. Without SOURCE, those that ROOT
-    records. Options of Beam may follow after --.
+    A SOURCE is a directory or glob of image files, tar archives (*.tar) or Parquet files (*.parquet): a path or an
+    fsspec URL. Without SOURCE, those that ROOT records. Options of Beam may follow after --.
     """
     from jobs.run import run as run_night
     from jobs.settings import RunSettings
     from sif_batch.encoders.choose import EncoderRequest
+    from sif_batch.shards import Limits
 
     places, beam = split_beam_options(places)
     gate = GateSettings(enabled=not no_gate, **({} if max_failures is None else {"max_failures": max_failures}))
@@ -111,6 +126,7 @@ def run(places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: flo
     if "views" in given:
         given["views"] = tuple(view for view in given["views"].split("+") if view != "none")
     encoder = EncoderRequest(**{name: given.pop(name) for name in EncoderRequest.model_fields if name in given})
+    given["limits"] = Limits(**{name: given.pop(name) for name in Limits.model_fields if name in given})
     settings = RunSettings(sources=places[:-1], root=places[-1], encoder=encoder, gate=gate, beam=beam, **given)
     reporter = Reporter()
     if "DirectRunner" in " ".join(beam):
@@ -160,17 +176,34 @@ def search(place: str, images: tuple[str, ...], k: int, as_json: bool) -> None:
 @cli.command()
 @click.argument("root")
 @click.option("--failures", is_flag=True, help="List the images that failed, with the reason for each.")
+@click.option("--kind", multiple=True, type=click.Choice([*PERMANENT, *TRANSIENT]), help="Only failures of this kind.")
 @json_option
-def status(root: str, failures: bool, as_json: bool) -> None:
+def status(root: str, failures: bool, kind: tuple[str, ...], as_json: bool) -> None:
     """What ROOT holds and what its last run did."""
     from jobs import search as reader
 
-    if failures:
-        found = reader.failures(root)
+    if failures or kind:
+        found = reader.failures(root, kind)
         print_json({"failures": found}) if as_json else show.show_failures(stdout(), found)
     else:
         report = reader.status(root)
         print_json(report) if as_json else show.show_status(stdout(), report)
+
+
+@cli.command()
+@click.argument("root")
+@click.argument("key")
+@json_option
+def explain(root: str, key: str, as_json: bool) -> None:
+    """All that is known of one image.
+
+    Whether it is listed, each attempt at it, why it failed and what to do, and whether the current release has it. KEY
+    is its key, its path or its uri.
+    """
+    from jobs.explain import explain_image
+
+    report = explain_image(root, key)
+    print_json(report) if as_json else show.show_explanation(stdout(), report)
 
 
 @cli.command()

@@ -10,30 +10,24 @@ import pyarrow.compute as pc
 
 from jobs.progress import Reporter
 from jobs.settings import RunSettings
-from sif_batch.catalog import (
-    ENTRY,
-    Catalog,
-    Standing,
-    failures_by_kind,
-    load_catalog,
-    spans_to_do,
-    stale_rows,
-    standing_rows,
-)
+from sif_batch.catalog import Catalog, load_catalog
 from sif_batch.child import shared_child
 from sif_batch.config import RootRecord, SifBatchError
-from sif_batch.shards import finish_plan, make_plan, open_plans, plan_shards, save_plan
+from sif_batch.shards import OPEN, finish_plan, make_plan, open_plans, plan_shards, save_plan
 from sif_batch.sources import Listing
 from sif_batch.sources.listing import listing_names
+from sif_batch.standing import ENTRY, Standing, failures_by_kind, spans_to_do, stale_rows, standing_rows
 from sif_batch.storage import Store
 
 
 @dataclass
 class Embedded:
-    """The collection after embedding. live: (n,) numbers of the catalog rows to index; counts: the ledger."""
+    """The collection after embedding. live: (n,) numbers of the catalog rows to index; keys: of all images, failed
+    ones too; counts: the ledger."""
 
     catalog: Catalog
     live: np.ndarray
+    keys: pa.ChunkedArray
     counts: dict[str, Any]
     thread_s: dict[str, float] = field(default_factory=dict)
 
@@ -48,12 +42,12 @@ def embed_collection(
     counters: dict[str, int] = {}
     for unfinished in [*open_plans(store, record.encoder), None]:
         standing = standing_rows(entries, catalog, settings.max_attempts)
-        todo = spans_to_do(entries, standing, wanted(standing, catalog, before))
+        todo = spans_to_do(entries, standing, catalog, to_retry(standing, catalog, before, settings.retry_failed))
         if unfinished is None and not len(todo):
             break
         if unfinished is None:
-            plan = make_plan(record.encoder, todo, settings.shard_images)
-            name = save_plan(store, record.encoder, plan, record.sources)
+            plan = make_plan(record.encoder, todo, settings.limits)
+            name = save_plan(store, record.encoder, plan, record.sources, settings.limits)
         else:
             name, plan = unfinished, unfinished_part(plan_shards(store, unfinished), catalog, todo)
         _run_shards(store, name, plan, settings, reporter, counters)
@@ -61,32 +55,38 @@ def embed_collection(
         catalog = load_catalog(store, record.encoder)
     standing = standing_rows(entries, catalog, settings.max_attempts)
     stale = stale_rows(entries, standing, catalog, _older_listings(store, listing_name))
-    live = np.concatenate([standing.row[standing.good], stale[stale >= 0]])
+    live = np.concatenate([standing.row[standing.good], stale])
+    keys = catalog.rows["key"].take(pa.array(np.concatenate([standing.row, stale])))
     counts = count(standing, stale, catalog, before) | {"ignored": sum(listing.ignored.values())}
     thread_s = {k.removesuffix("_ms"): v / 1000 for k, v in counters.items() if k.endswith("_ms")}
-    return Embedded(catalog, live, counts, thread_s)
+    return Embedded(catalog, live, keys, counts, thread_s)
 
 
-def wanted(standing: Standing, catalog: Catalog, before: set[str]) -> np.ndarray:
-    """Which entries to embed, (entries,) bool: no row yet, or a passing failure of an earlier run."""
+def to_retry(standing: Standing, catalog: Catalog, before: set[str], all_failed: bool) -> np.ndarray:
+    """Which standing rows to do again, (n,) bool: passing failures of an earlier run, on demand all failures."""
     earlier = np.array([part in before for part in catalog.parts] or [False])
-    part = catalog.rows["part"].to_numpy()[standing.row] if len(catalog.rows) else np.zeros(len(standing.row), int)
-    return (standing.row < 0) | (standing.retry & earlier[part])
+    part = catalog.rows["part"].to_numpy()[standing.row]
+    failed = ~standing.good & ~standing.duplicate[standing.entry] if all_failed else standing.retry
+    return failed & earlier[part]
 
 
 def unfinished_part(plan: pa.Table, catalog: Catalog, todo: pa.Table) -> pa.Table:
-    """The shards of an interrupted plan that have no part yet and hold an entry that is still wanted."""
-    missing = plan.filter(pc.invert(pc.is_in(plan["part"], pa.array(catalog.parts, pa.string()))))
+    """The shards of an interrupted plan that have no part yet, or not all of a container's, and hold an entry that is
+    still wanted."""
+    made = pc.and_(
+        pc.is_in(plan["part"], pa.array(catalog.parts, pa.string())), pc.not_equal(plan["last"], pa.scalar(OPEN))
+    )
+    missing = plan.filter(pc.invert(made))
     shards = missing.join(todo.select(ENTRY), ENTRY, join_type="left semi")["shard"].unique()
     return missing.filter(pc.is_in(missing["shard"], shards))
 
 
 def count(standing: Standing, stale: np.ndarray, catalog: Catalog, before: set[str]) -> dict[str, Any]:
     """The ledger of the listing. Raises SifBatchError if it does not reconcile."""
-    missing = int((standing.row < 0).sum())
+    missing = int((standing.first >= 0).sum())
     if missing:
         raise SifBatchError(
-            f"{missing} of {len(standing.row)} listed images have no row: the ledger does not reconcile",
+            f"{missing} of {len(standing.first)} listed entries have no row: the ledger does not reconcile",
             remedy="run the same command again, and report this with the run's run.json",
         )
     is_new = np.array([part not in before for part in catalog.parts], bool)
@@ -100,7 +100,8 @@ def count(standing: Standing, stale: np.ndarray, catalog: Catalog, before: set[s
         "failed": int((~good & new).sum()),
         "failed_before": int((~good & ~new).sum()),
         "failed_by_kind": failures_by_kind(catalog, standing.row[~good]),
-        "stale": int((stale >= 0).sum()),
+        "stale": len(stale),
+        "superseded": standing.superseded,
     }
     counts["in_index"] = counts["unchanged"] + counts["embedded"] + counts["reused"] + counts["stale"]
     return counts
@@ -116,9 +117,10 @@ def _run_shards(
     from pipelines.runner import Progress, run_pipeline
 
     shards = plan["shard"].unique().to_pylist()
-    with reporter.stage("embedding", len(plan), "images") as update:
+    total = None if OPEN in plan["last"].to_pylist() else len(plan)  # nobody knows what a container holds
+    with reporter.stage("embedding", total, "images") as update:
         Progress.update = update
-        transform = embed.EmbedShards(store.url, name, shards, settings.workers)
+        transform = embed.EmbedShards(store.url, name, shards, settings.workers, settings.image_timeout)
         for key, value in run_pipeline(transform, settings.beam).items():
             counters[key] = counters.get(key, 0) + value
 

@@ -12,13 +12,13 @@ from jobs.embed import Embedded
 from jobs.progress import Reporter
 from jobs.settings import RunSettings
 from sif_batch import release as releases
-from sif_batch.catalog import keys_of, live_rows
 from sif_batch.child import shared_child
 from sif_batch.config import RootRecord, SifBatchError, canonical_json
 from sif_batch.gate import all_finite, ask, choose_point, exact_neighbours, judge, recall
 from sif_batch.quantizer import QuantizerRecord, load_quantizer, must_retrain, read_record, train_quantizer
 from sif_batch.query import Index
 from sif_batch.sources import Listing
+from sif_batch.standing import live_rows
 from sif_batch.storage import Store
 
 REMEMBERED_RUNS = 10
@@ -64,7 +64,7 @@ def index_collection(
         "oldest_faiss": releases.OLDEST_FAISS,
     }
     inputs = releases.inputs_digest(live, catalog.fingerprints, decided)
-    deleted = _deleted(store, listing, top, parent)
+    deleted = _deleted(store, embedded, top, parent)
     if top and parent and parent["inputs"] == inputs:
         return Indexed("unchanged", top["release"], parent, [], deleted)
     candidate, query_ms = _known_candidate(store, inputs), None
@@ -113,13 +113,13 @@ def _known_candidate(store: Store, inputs: str) -> str | None:
     return None
 
 
-def _deleted(store: Store, listing: Listing, top: dict[str, Any] | None, parent: dict[str, Any] | None) -> int:
-    """How many images of the current release the listing no longer names."""
+def _deleted(store: Store, embedded: Embedded, top: dict[str, Any] | None, parent: dict[str, Any] | None) -> int:
+    """How many images of the current release are neither listed nor in a listed container any more."""
     if top is None or parent is None:
         return 0
     with store.open(f"releases/{top['release']}/images.arrow") as file:
         keys = pa.ipc.open_file(file).read_all()["key"]
-    named = keys_of(listing.entries).cast(pa.large_string())
+    named = embedded.keys.combine_chunks().cast(pa.large_string())
     return len(keys) - int(pc.sum(pc.is_in(keys, named)).as_py() or 0)
 
 

@@ -28,13 +28,15 @@ class Reporter:
         self.console.print(text)
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Update]:
-        """Progress of one stage: the update takes what was done, and what failed of it, since the last call."""
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Update]:
+        """Progress of one stage: the update takes what was done, and what failed of it, since the last call.
+
+        total: None where nobody knows."""
         with self._bar(name, total, unit) if self.live else self._lines(name, total, unit) as update:
             yield update
 
     @contextlib.contextmanager
-    def _bar(self, name: str, total: int, unit: str) -> Iterator[Update]:
+    def _bar(self, name: str, total: int | None, unit: str) -> Iterator[Update]:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -54,7 +56,7 @@ class Reporter:
             yield update
 
     @contextlib.contextmanager
-    def _lines(self, name: str, total: int, unit: str) -> Iterator[Update]:
+    def _lines(self, name: str, total: int | None, unit: str) -> Iterator[Update]:
         started = said = time.monotonic()
         finished = failures = 0
 
@@ -65,10 +67,10 @@ class Reporter:
             if now - said >= PLAIN_EVERY_S or (finished == total and done):
                 said = now
                 rate = finished / max(now - started, 1e-9)
-                left = (total - finished) / rate if rate > 0 else 0
-                self.say(
-                    f"{name}: {finished} / {total} {unit}, {rate:.1f}/s, {failures} failed, ETA {format_seconds(left)}"
-                )
+                of, ends = "", ""
+                if total is not None:
+                    of, ends = f" / {total}", f", ETA {format_seconds((total - finished) / rate if rate > 0 else 0)}"
+                self.say(f"{name}: {finished}{of} {unit}, {rate:.1f}/s, {failures} failed{ends}")
 
         yield update
 

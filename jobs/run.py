@@ -13,13 +13,14 @@ from jobs.embed import Embedded, embed_collection
 from jobs.index import index_collection
 from jobs.progress import Reporter
 from jobs.settings import RunSettings, decide_record, read_record, usable_cores
-from sif_batch.catalog import load_catalog, standing_rows
+from sif_batch.catalog import load_catalog
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError, canonical_json
 from sif_batch.encoders import install_encoder
 from sif_batch.encoders.spec import check_encoder
 from sif_batch.kernels import cpu_flags, instruction_set
 from sif_batch.release import cache_latest, read_top
 from sif_batch.sources import Listing, list_sources
+from sif_batch.standing import spans_to_do, standing_rows
 from sif_batch.storage import Store
 
 
@@ -104,7 +105,7 @@ def say_cost(
 ) -> None:
     """Say what another encoder than ROOT's costs, before it is paid."""
     catalog = load_catalog(store, record.encoder, keep=False)
-    todo = int(standing_rows(listing.entries, catalog, settings.max_attempts).todo.sum())
+    todo = len(spans_to_do(listing.entries, standing_rows(listing.entries, catalog, settings.max_attempts), catalog))
     reporter.say(
         f"another encoder, {record.encoder} in place of {old.encoder}: "
         f"{todo} of {len(listing.entries)} images will be embedded again"

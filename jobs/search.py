@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.settings import open_root
-from sif_batch.catalog import CATALOG_SCHEMA, Catalog, failures_by_kind, load_catalog, standing_rows
+from sif_batch.catalog import CATALOG_SCHEMA, Catalog, load_catalog
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.encoders.spec import check_encoder
 from sif_batch.evaluation import MAX_QUERIES, choose_queries, evaluate_exact, evaluate_release, labels_of
@@ -21,6 +22,7 @@ from sif_batch.release import MANIFEST, find_damage, read_history, read_manifest
 from sif_batch.shards import open_plans
 from sif_batch.sources import LISTING_SCHEMA, Listing
 from sif_batch.sources.listing import listing_names
+from sif_batch.standing import failures_by_kind, spans_to_do, standing_rows
 from sif_batch.storage import Store
 
 
@@ -38,35 +40,38 @@ def search_json(release: str, found: Sequence[tuple[str, list[Hit]]]) -> dict[st
 def status(root: str) -> dict[str, Any]:
     """What ROOT holds: its record, the newest listing's ledger, the current release and the last run."""
     store, record = open_root(root)
-    entries, catalog = _collection(store, record)
+    entries, catalog = read_collection(store, record)
     standing = standing_rows(entries, catalog)
-    failed = standing.row[(standing.row >= 0) & ~standing.good]
+    failed = standing.row[~standing.good]
     return {
         "root": store.url,
         "sources": [source.model_dump(mode="json") for source in record.sources],
         "encoder": record.encoder,
-        "listed": len(entries),
+        "listed": len(standing.row) + int((standing.first == 0).sum()),
         "good": int(standing.good.sum()),
         "failed": len(failed),
         "failed_by_kind": failures_by_kind(catalog, failed),
-        "to_do": int(standing.todo.sum()),
+        "to_do": len(spans_to_do(entries, standing, catalog)),
         "open_plans": len(open_plans(store, record.encoder)),
         "release": read_top(store),
         "last_run": _last_run(store),
     }
 
 
-def failures(root: str) -> list[dict[str, Any]]:
-    """The images of the newest listing that failed: key, kind, attempt, error."""
+def failures(root: str, kinds: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The images of the newest listing that failed, of some kinds or all: key, kind, attempt, error."""
     store, record = open_root(root)
-    entries, catalog = _collection(store, record)
+    entries, catalog = read_collection(store, record)
     standing = standing_rows(entries, catalog)
-    failed = standing.row[(standing.row >= 0) & ~standing.good]
+    failed = standing.row[~standing.good]
     rows = catalog.rows.select(["key", "error_kind", "attempt", "error"]).take(pa.array(failed))
+    if kinds:
+        rows = rows.filter(pc.is_in(rows["error_kind"], pa.array(kinds)))
     return rows.rename_columns(["key", "kind", "attempt", "error"]).to_pylist()  # type: ignore[no-any-return]
 
 
-def _collection(store: Store, record: RootRecord) -> tuple[pa.Table, Catalog]:
+def read_collection(store: Store, record: RootRecord) -> tuple[pa.Table, Catalog]:
+    """The newest listing's entries, and the catalog of ROOT's encoder."""
     names = listing_names(store)
     entries = Listing.load(store, names[0]).entries if names else LISTING_SCHEMA.empty_table()
     if not store.sizes(f"parts/{record.encoder}"):

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from sif_batch.catalog import MAX_ATTEMPTS
 from sif_batch.config import LAYOUT, Family, Frozen, GateSettings, IndexSettings, RootRecord, SifBatchError, Source
 from sif_batch.encoders.choose import Chosen, EncoderRequest, Say, choose_encoder
-from sif_batch.shards import MAX_SHARD_IMAGES, SHARD_IMAGES
+from sif_batch.shards import Limits
 from sif_batch.sources import parse_sources
 from sif_batch.sources.files import base_of
+from sif_batch.standing import MAX_ATTEMPTS
 from sif_batch.storage import Store, is_local, open_filesystem
+from sif_batch.watching import IMAGE_TIMEOUT_S
 
 
 def usable_cores() -> int:
@@ -27,10 +28,14 @@ class RunSettings(Frozen):
     root: str
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    image_column: str | None = None
+    keep: tuple[str, ...] = ()
     encoder: EncoderRequest = EncoderRequest()
     family: Family | None = None
     workers: int = Field(default_factory=usable_cores, ge=1)
-    shard_images: int = Field(default=SHARD_IMAGES, ge=1, le=MAX_SHARD_IMAGES)
+    limits: Limits = Limits()
+    image_timeout: float = Field(default=IMAGE_TIMEOUT_S, gt=0)
+    retry_failed: bool = False
     max_attempts: int = Field(default=MAX_ATTEMPTS, ge=1, le=100)
     gate: GateSettings = GateSettings()
     beam: tuple[str, ...] = ()
@@ -77,12 +82,13 @@ def decide_record(
             f"{store.url} is not a ROOT (it holds no root.json), and no SOURCE was given",
             remedy=f"give both: sif-batch run {settings.root} ROOT",
         )
-    if (settings.include or settings.exclude) and not settings.sources:
+    of_sources = {name: getattr(settings, name) for name in ("include", "exclude", "image_column", "keep")}
+    if any(of_sources.values()) and not settings.sources:
         raise SifBatchError(
-            "--include and --exclude go with the SOURCEs of a command, and none was given",
-            remedy="name the source again: its globs are recorded with it",
+            "--include, --exclude, --image-column and --keep go with the SOURCEs of a command, and none was given",
+            remedy="name the source again: they are recorded with it",
         )
-    given = parse_sources(settings.sources, settings.include, settings.exclude)
+    given = parse_sources(settings.sources, **of_sources)
     merged = {source.name: source for source in (*(old.sources if old else ()), *given)}
     check_apart(store, list(merged.values()))
     chosen = choose_encoder(store, old.encoder if old else None, settings.encoder, say)

@@ -23,6 +23,7 @@ def show_run(console: Console, result: dict[str, Any]) -> None:
         ("  failed before", result["failed_before"], ""),
         ("ignored by name", result["ignored"], "ignored"),
         ("stale, still served", result["stale"], "stale"),
+        ("superseded in their container", result["superseded"], "superseded"),
         ("deleted", result["deleted"], "deleted"),
         ("in the index", result["in_index"], ""),
     ]
@@ -81,6 +82,26 @@ def show_failures(console: Console, failures: Sequence[dict[str, Any]]) -> None:
     for failure in failures:
         table.add_row(failure["key"], failure["kind"], str(failure["attempt"]), failure["error"])
     console.print(table)
+
+
+def show_explanation(console: Console, report: dict[str, Any]) -> None:
+    say = functools.partial(console.print, soft_wrap=True)
+    say(report["key"])
+    say(f"  state      {report['state']}")
+    for name in ("uri", "size", "version"):
+        if report[name] is not None:
+            say(f"  {name:<10} {report[name]}")
+    for row in report["rows"]:
+        outcome = "embedded" if row["kind"] is None else f"{row['kind']}: {row['error']}"
+        standing = " (stands)" if row["stands"] else ""
+        size = f", {row['width']} x {row['height']}" if row["width"] else ""
+        say(f"  attempt {row['attempt']}  {outcome}{size}{standing}, version {row['version']}, part {row['part']}")
+    if report["meaning"]:
+        say(f"  meaning    {report['meaning']}")
+        say(f"  remedy     {report['remedy']}")
+    for name, value in (report["fields"] or {}).items():
+        say(f"  field      {name} = {value}")
+    say(f"  release    {report['release'] or 'not in the current one'}")
 
 
 def show_releases(console: Console, releases: Sequence[dict[str, Any]]) -> None:

@@ -76,19 +76,20 @@ class Child:
         function: str,
         on_report: Callable[[Any], None] = lambda report: None,
         stall_s: float = STALL_S,
+        overdue: Callable[[], str | None] = lambda: None,
         **arguments: Any,
     ) -> Any:
         """Run `module:function(report, **arguments)` in the child and return its result.
 
-        Raises ChildDied when the process ends or reports nothing for `stall_s` seconds, and the
-        function's own exception when it raised one.
+        Raises ChildDied when the process ends, reports nothing for `stall_s` seconds or is `overdue` (asked about every
+        second: why, or None), and the function's own exception when it raised one.
         """
         with self._lock:
             self.start()
             assert self._pipe and self._process  # start() made both
             try:
                 self._pipe.send((function, arguments))
-                kind, value = self._await(on_report, stall_s)
+                kind, value = self._await(on_report, stall_s, overdue)
             except (EOFError, ConnectionError) as error:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(timeout=POLL_S)
@@ -125,11 +126,18 @@ class Child:
             self._errors.close()
         self._process = self._pipe = self._errors = None
 
-    def _await(self, on_report: Callable[[Any], None], stall_s: float) -> tuple[str, Any]:
+    def _await(
+        self, on_report: Callable[[Any], None], stall_s: float, overdue: Callable[[], str | None]
+    ) -> tuple[str, Any]:
         """The child's answer; its reports on the way go to `on_report`, each resetting the clock."""
         assert self._pipe
-        deadline = time.monotonic() + stall_s
+        asked = time.monotonic()
+        deadline = asked + stall_s
         while True:
+            if time.monotonic() - asked > POLL_S:
+                asked = time.monotonic()
+                if why := overdue():
+                    raise ChildDied(why, overdue=True)
             if self._pipe.poll(POLL_S):
                 kind, value = self._pipe.recv()
                 if kind != "report":

@@ -32,12 +32,17 @@ class Frozen(BaseModel):
 
 
 class Source(Frozen):
-    """A named place of images: a directory, or a glob of files, as an absolute path or fsspec URL."""
+    """A named place of images: a directory, or a glob of files or containers, as an absolute path or fsspec URL.
+
+    Of Parquet files: image_column holds the images (None: the only one that can), keep: columns that become fields.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
     url: str
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    image_column: str | None = None
+    keep: tuple[str, ...] = ()
 
 
 class IndexSettings(Frozen):

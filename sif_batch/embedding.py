@@ -1,41 +1,38 @@
-"""Shard to part: read, decode, infer, write. `embed_shard` runs in the child, `embed_in_child` watches over it."""
+"""Shard to part: read, decode, infer, write. `embed_shard` runs in a child process that may die of an image."""
 
-import errno
 import functools
 import hashlib
-import itertools
-import os
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
-from sif_batch.child import Child, ChildDied
-from sif_batch.config import SifBatchError, Source
+from sif_batch.config import canonical_json
 from sif_batch.encoders import Encoder, read_spec
-from sif_batch.images import MAX_BYTES, ImageError
+from sif_batch.failures import ImageError
 from sif_batch.kernels import embedding_fingerprint
-from sif_batch.parts import encode_part, part_path
-from sif_batch.shards import read_shard
-from sif_batch.sources.files import local_version, open_source
-from sif_batch.sources.names import hash_of, key_of, local_of
-from sif_batch.storage import Store, is_local
+from sif_batch.parts import container_spans, encode_part, part_path
+from sif_batch.shards import OPEN, Limits, Shard, part_name, read_shard
+from sif_batch.sources.containers import Member, container_kind
+from sif_batch.sources.names import hash_of, key_of, member_key
+from sif_batch.sources.reading import check_unchanged, read_container, read_file
+from sif_batch.storage import Store
 
 BATCH = 4  # larger ones are slower and hold more memory: 128 MB for two threads at 1, 788 MB at 32
-STRIKES = 2  # an image that ends the child alone, this often, is the cause
-SHARD_TRIES = 2  # the whole shard, before its images are suspected
+AHEAD_BYTES = 64 * 2**20  # of a container that may wait for a thread
 STAGES = ("read", "decode", "network", "write")
 
 Seconds = defaultdict[str, float]  # of thread time, by stage
 Report = Callable[[Any], None]
-Progress = Callable[[int, int], None]  # images done and images failed since the last call
+Row = dict[str, Any]
 
 
 @dataclass
@@ -44,101 +41,232 @@ class ShardStats:
 
     images: int = 0
     failed: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
 
-def embed_in_child(
-    child: Child, root: str, plan: str, shard: int, threads: int, on_progress: Progress, stall_s: float = 120
-) -> ShardStats:
-    """Embed one shard in the child process, whatever happens to it.
+@dataclass(frozen=True)
+class _Image:
+    """An image to be embedded. number: within its shard; row: what is known of it before it is read."""
 
-    A child that dies or stalls costs a second try of the whole shard; after that the images that were in
-    work at each death are tried alone first, and one that ends the child alone twice becomes a failed row.
-    """
-    strikes: Counter[int] = Counter()
-    in_work: set[int] = set()
-    lost: dict[int, str] = {}
-    barren = 0
-    for tries in itertools.count():
-        done = failed = 0
+    number: int
+    row: Row
+    read: Callable[[], bytes]
+    size: int = 0  # bytes that it already takes
 
-        def on_report(report: tuple[str, Any]) -> None:
-            nonlocal done, failed
-            kind, value = report
-            if kind == "start":
-                in_work.add(value)
-                return
-            in_work.difference_update(value[0])
-            done, failed = done + len(value[0]), failed + value[1]
-            on_progress(len(value[0]), value[1])
 
+class _Crew:
+    """Threads that turn images into rows, never far behind the reader."""
+
+    def __init__(
+        self, encoder: Encoder, threads: int, limits: Limits, lost: dict[int, str], suspects: list[int], report: Report
+    ):
+        self._encoder, self._threads, self._limits = encoder, threads, limits
+        self._lost, self._suspects, self._report = lost, frozenset(suspects), report
+        self._pool = ThreadPoolExecutor(threads)
+        self._batch: list[_Image] = []
+        self._waiting: deque[tuple[int, Future[Seconds]]] = deque()
+        self._rows: dict[int, Row] = {}
+        self.stats = ShardStats()
+        Image.init()  # Pillow loads its formats at the first odd file: not in two threads at once
+
+    def __enter__(self) -> "_Crew":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, image: _Image) -> None:
+        """Take an image up; waits while too much is ahead of the threads. A suspect is alone in work."""
+        alone = image.number in self._suspects and image.number not in self._lost
+        if alone:
+            self._finish()
+        self._batch.append(image)
+        if len(self._batch) == BATCH or alone:
+            self._submit()
+        if alone:
+            self._finish()
+
+    def take(self) -> dict[int, Row]:
+        """The rows of all images since the last call, by number."""
+        self._finish()
+        rows, self._rows = self._rows, {}
+        self.stats.images += len(rows)
+        self.stats.failed += sum(row["error_kind"] is not None for row in rows.values())
+        return rows
+
+    def _submit(self) -> None:
+        batch, self._batch = self._batch, []
+        if batch:
+            self._waiting.append((sum(image.size for image in batch), self._pool.submit(self._work, batch)))
+        while len(self._waiting) > 2 * self._threads or sum(size for size, _ in self._waiting) > AHEAD_BYTES:
+            self._wait()
+
+    def _finish(self) -> None:
+        self._submit()
+        while self._waiting:
+            self._wait()
+
+    def _wait(self) -> None:
+        for stage, spent in self._waiting.popleft()[1].result().items():
+            self.stats.seconds[stage] += spent
+
+    def _work(self, images: Sequence[_Image]) -> Seconds:
+        seconds = Seconds(float)
+        pixels = [self._read(image, seconds) for image in images]
+        rows = [image.row for image in images]
+        _embed_rows([(row, p) for row, p in zip(rows, pixels, strict=True) if p is not None], self._encoder, seconds)
+        self._rows.update((image.number, image.row) for image in images)
+        failed = sum(row["error_kind"] is not None for row in rows)
+        self._report(("done", ([image.number for image in images], failed)))
+        return seconds
+
+    def _read(self, image: _Image, seconds: Seconds) -> np.ndarray | None:
+        """The image's pixels as network input, its row filled in; None: the row says why not."""
+        row = image.row
         try:
-            stats: ShardStats = child.call(
-                "sif_batch.embedding:embed_shard",
-                on_report,
-                stall_s,
-                root=root,
-                plan=plan,
-                shard=shard,
-                threads=threads,
-                lost=lost,
-                suspects=sorted(strikes.keys() - lost.keys()) if tries >= SHARD_TRIES else [],
-            )
-            return stats
-        except ChildDied as death:
-            on_progress(-done, -failed)
-            barren = 0 if in_work else barren + 1
-            if barren > SHARD_TRIES:
-                raise SifBatchError(
-                    f"shard {shard} of plan {plan}: {death}, {barren} times with no image in work",
-                    remedy="free memory or lower --workers; the same command goes on where this one stopped",
-                ) from death
-            alone = len(in_work) == 1
-            for image in in_work:
-                strikes[image] += 1 if alone and tries >= SHARD_TRIES else 0
-                if strikes[image] >= STRIKES:
-                    lost[image] = f"{'timeout' if death.overdue else 'crashed'}:{death}"
-            in_work.clear()
-    raise AssertionError("unreachable")
+            if image.number in self._lost:
+                kind, _, message = self._lost[image.number].partition(":")
+                raise ImageError(kind, message)
+            self._report(("start", image.number))
+            started = time.perf_counter()
+            data = image.read()
+            read = time.perf_counter()
+            row["sha256"] = hashlib.sha256(data).digest()
+            pixels, row["width"], row["height"] = self._encoder.read_image(data, self._limits.max_pixels)
+            seconds["read"] += read - started
+            seconds["decode"] += time.perf_counter() - read
+            return pixels
+        except ImageError as error:
+            row["error_kind"], row["error"] = error.kind, str(error)
+            return None
+        finally:
+            self._report(("decoded", image.number))
 
 
 def embed_shard(
     report: Report, root: str, plan: str, shard: int, threads: int, lost: dict[int, str], suspects: list[int]
 ) -> ShardStats:
-    """Make the part of one shard, unless it stands. Runs in the child.
+    """Make the part of one shard, or the parts of one container, unless they stand. Runs in the child.
 
-    lost: images known to end the process, as "kind:message"; suspects: images to try alone, first.
-    Reports ("start", image) and ("done", (images, failures)).
+    lost: images known to end the process, as "kind:message"; suspects: images to try alone.
+    Reports ("start", image), ("decoded", image) and ("done", (images, failures)).
     """
     store = Store(root)
-    spans, encoder_id, sources = read_shard(store, plan, shard)
-    path = part_path(encoder_id, spans["part"][0].as_py())
-    if store.exists(path):
-        report(("done", (range(len(spans)), 0)))
-        return ShardStats()
-    encoder = load_encoder(root, encoder_id)
-    entries = spans.to_pylist()
-    rows: dict[int, dict[str, Any]] = {}
+    work = read_shard(store, plan, shard)
+    encoder = load_encoder(root, work.encoder_id)
+    with _Crew(encoder, threads, work.limits, lost, suspects, report) as crew:
+        if container_kind(work.spans[0]["path"]) is not None:
+            _embed_container(store, work, crew, report)
+        elif store.exists(part_path(work.encoder_id, work.part)):
+            report(("done", (range(len(work.spans)), 0)))
+        else:
+            for number, span in enumerate(work.spans):
+                crew.add(_file_image(work, number, span))
+            _write(store, work, work.part, work.spans, list(crew.take().values()), crew.stats)
+        return crew.stats
 
-    def work(images: Sequence[int]) -> Seconds:
-        seconds = Seconds(float)
-        made = [_read_row(i, entries[i], sources, encoder, lost.get(i), seconds, report) for i in images]
-        _embed_rows([(row, pixels) for row, pixels in made if pixels is not None], encoder, seconds)
-        rows.update(zip(images, (row for row, _ in made), strict=True))
-        report(("done", (images, sum(row["error_kind"] is not None for row, _ in made))))
-        return seconds
 
-    spent = [work([image]) for image in suspects]
-    others = [i for i in range(len(entries)) if i not in set(suspects)]
-    Image.init()  # Pillow loads its formats at the first odd file: not in two threads at once
-    batches = [others[start : start + BATCH] for start in range(0, len(others), BATCH)]
-    with ThreadPoolExecutor(threads) as pool:
-        spent += pool.map(work, batches)
+def _file_image(work: Shard, number: int, span: dict[str, Any]) -> _Image:
+    def read() -> bytes:
+        if span["duplicate"]:
+            raise ImageError("duplicate_key", "another file of the source has the same name in Unicode NFC")
+        source, limit = work.sources[span["source"]], work.limits.max_bytes
+        return read_file(source, span["path"], span["size"], span["version"], limit)
+
+    return _Image(number, _new_row(span, key_of(span["source"], span["path"])), read)
+
+
+def _embed_container(store: Store, work: Shard, crew: _Crew, report: Report) -> None:
+    """The container's images as successive parts, from where the last one ended."""
+    (span,) = work.spans
+    source, path, version = work.sources[span["source"]], span["path"], span["version"]
+    first = _skip_made(store, work, span, report)
+    if first is None:
+        return
+    last, count, size, own = first - 1, 0, 0, None
+
+    def write(end: bool) -> bool:
+        """Write what came since `first` as a part; whether to go on."""
+        nonlocal own
+        rows = crew.take()
+        try:
+            check_unchanged(source, path, version)
+        except ImageError as error:
+            rows, own, end = {}, error, True
+        named = {row["key"]: row for _, row in sorted(rows.items())}  # of two with one name the last wins
+        kept = list(named.values())
+        if own is not None:
+            row = _new_row(span, key_of(span["source"], path))
+            kept.append(row | {"error_kind": own.kind, "error": str(own)})
+        name = part_name(work.encoder_id, [span | {"first": first}], work.limits)
+        made = span | {"first": first, "last": last, "end": end}
+        _write(store, work, name, [made], kept, crew.stats, len(rows) - len(named))
+        return not end
+
+    try:
+        for piece in read_container(source, path, version, first, work.limits.max_bytes):
+            if span["last"] != OPEN and piece.last > span["last"]:
+                write(end=False)
+                return
+            if span["last"] == OPEN and (count >= work.limits.shard_images or size >= work.limits.shard_bytes):
+                if not write(end=False):
+                    return
+                first, count, size = last + 1, 0, 0
+            for member in piece.members:
+                crew.add(_member_image(span, member))
+                count, size = count + 1, size + (len(member.data) if isinstance(member.data, bytes) else 0)
+            last = piece.last
+    except ImageError as error:
+        own = error
+    write(end=span["last"] == OPEN or own is not None)
+
+
+def _skip_made(store: Store, work: Shard, span: dict[str, Any], report: Report) -> int | None:
+    """Where to begin, past the parts that an earlier try made; None: all stand."""
+    first = int(span["first"])
+    while store.exists(
+        path := part_path(work.encoder_id, part_name(work.encoder_id, [span | {"first": first}], work.limits))
+    ):
+        with store.open(path) as file:
+            parquet = pq.ParquetFile(file)
+            report(("done", (range(parquet.metadata.num_rows), 0)))
+            (_, _, _, _, last, end, _, _) = container_spans(parquet.schema_arrow.metadata)[0]
+        if end or span["last"] != OPEN:
+            return None
+        first = last + 1
+    return first
+
+
+def _member_image(span: dict[str, Any], member: Member) -> _Image:
+    def read() -> bytes:
+        if isinstance(member.data, ImageError):
+            raise member.data
+        return member.data
+
+    row = _new_row(span, member_key(span["source"], span["path"], member.name))
+    row |= {"member": member.name, "fields": canonical_json(member.fields).decode() if member.fields else None}
+    return _Image(member.ordinal, row, read, len(member.data) if isinstance(member.data, bytes) else 0)
+
+
+def _new_row(span: dict[str, Any], key: str) -> Row:
+    row: Row = dict.fromkeys(("member", "sha256", "width", "height", "fields", "embedding", "error_kind", "error"))
+    row |= {name: span[name] for name in ("source", "path", "version", "attempt")}
+    return row | {"key": key, "hash": hash_of(key)}
+
+
+def _write(
+    store: Store,
+    work: Shard,
+    name: str,
+    spans: Sequence[dict[str, Any]],
+    rows: list[Row],
+    stats: ShardStats,
+    superseded: int = 0,
+) -> None:
     started = time.perf_counter()
-    store.create(path, encode_part(list(rows.values()), spans, encoder_id, embedding_fingerprint()))
-    seconds = {stage: sum(part[stage] for part in spent) for stage in STAGES}
-    seconds["write"] = time.perf_counter() - started
-    return ShardStats(len(rows), sum(row["error_kind"] is not None for row in rows.values()), seconds)
+    data = encode_part(rows, spans, work.encoder_id, embedding_fingerprint(), superseded)
+    store.create(part_path(work.encoder_id, name), data)
+    stats.seconds["write"] += time.perf_counter() - started
 
 
 @functools.lru_cache(maxsize=1)
@@ -149,41 +277,7 @@ def load_encoder(root: str, encoder_id: str) -> Encoder:
         return Encoder(read_spec(store, folder), store.fetch(f"{folder}/model.onnx", Path(scratch)))
 
 
-def _read_row(
-    number: int,
-    entry: dict[str, Any],
-    sources: dict[str, Source],
-    encoder: Encoder,
-    lost: str | None,
-    seconds: Seconds,
-    report: Report,
-) -> tuple[dict[str, Any], np.ndarray | None]:
-    """The entry's row, without its embedding, and its pixels as network input (None: the row says why not)."""
-    key = key_of(entry["source"], entry["path"])
-    row: dict[str, Any] = dict.fromkeys(("member", "sha256", "width", "height", "fields", "embedding", "error"))
-    row |= {name: entry[name] for name in ("source", "path", "version", "attempt")}
-    row |= {"key": key, "hash": hash_of(key), "error_kind": None}
-    try:
-        if entry["duplicate"]:
-            raise ImageError("duplicate_key", "another file of the source has the same name in Unicode NFC")
-        if lost is not None:
-            kind, _, message = lost.partition(":")
-            raise ImageError(kind, message)
-        report(("start", number))
-        started = time.perf_counter()
-        data = read_entry(sources[entry["source"]], entry["path"], entry["size"], entry["version"])
-        read = time.perf_counter()
-        row["sha256"] = hashlib.sha256(data).digest()
-        pixels, row["width"], row["height"] = encoder.read_image(data)
-        seconds["read"] += read - started
-        seconds["decode"] += time.perf_counter() - read
-        return row, pixels
-    except ImageError as error:
-        row["error_kind"], row["error"] = error.kind, str(error)
-        return row, None
-
-
-def _embed_rows(pairs: list[tuple[dict[str, Any], np.ndarray]], encoder: Encoder, seconds: Seconds) -> None:
+def _embed_rows(pairs: list[tuple[Row, np.ndarray]], encoder: Encoder, seconds: Seconds) -> None:
     if not pairs:
         return
     started = time.perf_counter()
@@ -196,31 +290,3 @@ def _embed_rows(pairs: list[tuple[dict[str, Any], np.ndarray]], encoder: Encoder
         else:
             row["error_kind"], row["error"] = "not_finite", "the network's output does not fit float16"
     seconds["network"] += time.perf_counter() - started
-
-
-def read_entry(source: Source, path: str, size: int, version: str) -> bytes:
-    """The entry's bytes, checked against what was listed. Raises ImageError of a transient kind."""
-    if size > MAX_BYTES:
-        raise ImageError("too_large", f"{size} bytes; the limit is {MAX_BYTES}")
-    fs, base = open_source(source)
-    try:
-        if not is_local(fs):
-            data = bytes(fs.cat_file(f"{base}/{path}"))
-        else:
-            with open(local_of(f"{base}/{path}"), "rb") as file:
-                data = file.read(MAX_BYTES + 1)
-                if local_version(os.fstat(file.fileno())) != version:
-                    raise ImageError("changed", "it changed after it was listed")
-    except FileNotFoundError as error:
-        raise ImageError("missing", "it was listed and is gone") from error
-    except PermissionError as error:
-        raise ImageError("forbidden", "this user may not read it") from error
-    except TimeoutError as error:
-        raise ImageError("timeout", f"reading it took too long ({error})") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EMFILE, errno.ENFILE):
-            raise  # the machine's trouble, not the image's
-        raise ImageError("unreadable", f"{type(error).__name__}: {error}"[:500]) from error
-    if len(data) != size:
-        raise ImageError("short_read", f"{len(data)} bytes of {size}")
-    return data

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from sif_batch.failures import ImageError
+
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 512 * 2**20  # of a file
 BACKGROUND = (255, 255, 255)  # what shows through transparency
@@ -25,21 +27,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-# Nothing but other bytes changes these ...
-PERMANENT = (
-    "not_an_image", "corrupt", "truncated", "too_large", "unsupported", "not_finite", "duplicate_key",
-)  # fmt: skip
-# ... and these are tried again on later nights, up to `max_attempts`.
-TRANSIENT = ("unreadable", "missing", "forbidden", "timeout", "short_read", "changed", "crashed")
-
-
-class ImageError(ValueError):
-    """This image cannot be used: `kind` is one of PERMANENT or TRANSIENT."""
-
-    def __init__(self, kind: str, message: str):
-        super().__init__(message)
-        self.kind = kind
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.sources.containers import container_kind
 from sif_batch.storage import Store
 
 PART_SCHEMA = pa.schema(
@@ -29,6 +31,7 @@ PART_SCHEMA = pa.schema(
         pa.field("error", pa.string()),
     ]
 )
+SPAN = ["source", "path", "version", "first", "last", "end"]
 LIGHT = [name for name in PART_SCHEMA.names if name != "embedding"]
 FIRST_ROWS = 128  # a small first row group: reading a prefix takes 2 ms instead of 17
 
@@ -37,10 +40,17 @@ def part_path(encoder_id: str, part: str) -> str:
     return f"parts/{encoder_id}/{part}.parquet"
 
 
-def encode_part(rows: list[dict[str, Any]], spans: pa.Table, encoder_id: str, fingerprint: dict[str, str]) -> bytes:
+def encode_part(
+    rows: list[dict[str, Any]],
+    spans: Sequence[dict[str, Any]],
+    encoder_id: str,
+    fingerprint: dict[str, str],
+    superseded: int = 0,
+) -> bytes:
     """The part's bytes: rows in order of (hash, key), whatever order they come in.
 
-    rows: one dict of PART_SCHEMA's names each, `embedding` as (d,) float16 or None.
+    rows: one dict of PART_SCHEMA's names each, `embedding` as (d,) float16 or None; spans: dicts of SPAN_SCHEMA;
+    superseded: members left out because a later one of their container has the same name.
     """
     rows = sorted(rows, key=lambda row: (row["hash"], row["key"], row["path"]))
     columns = [
@@ -49,11 +59,12 @@ def encode_part(rows: list[dict[str, Any]], spans: pa.Table, encoder_id: str, fi
         else pa.array([row[field.name] for row in rows], field.type)
         for field in PART_SCHEMA
     ]
-    named = spans.select(["source", "path", "version", "first", "last", "end"]).to_pylist()
     metadata = {
         b"encoder": encoder_id.encode(),
         b"fingerprint": canonical_json(fingerprint),
-        b"spans": canonical_json([list(span.values()) for span in named]),
+        b"spans": canonical_json([[span[name] for name in SPAN] for span in spans]),
+        b"attempts": canonical_json([span["attempt"] for span in spans]),
+        b"superseded": str(superseded).encode(),
     }
     table = pa.table(columns, schema=PART_SCHEMA.with_metadata(metadata))
     sink = io.BytesIO()
@@ -105,9 +116,12 @@ def embeddings_of(data: bytes, part: str) -> tuple[np.ndarray, np.ndarray]:
     return good, vectors
 
 
-def spans_of(metadata: dict[bytes, bytes]) -> list[list[Any]]:
-    """[source, path, version, first, last, end] of each span that a part covers."""
-    return json.loads(metadata[b"spans"])  # type: ignore[no-any-return]
+def container_spans(metadata: dict[bytes, bytes]) -> list[list[Any]]:
+    """[source, path, version, first, last, end, attempt, superseded] of the container that a part is of, if any."""
+    spans = zip(json.loads(metadata[b"spans"]), json.loads(metadata[b"attempts"]), strict=True)
+    return [
+        [*span, attempt, int(metadata[b"superseded"])] for span, attempt in spans if container_kind(span[1]) is not None
+    ]
 
 
 def _embedding_column(vectors: list[np.ndarray | None]) -> pa.Array:

@@ -21,7 +21,8 @@ from PIL import Image
 
 from sif_batch.config import SifBatchError, canonical_json
 from sif_batch.encoders import Encoder, read_spec
-from sif_batch.images import MAX_BYTES, ImageError, checked_rgb
+from sif_batch.failures import ImageError
+from sif_batch.images import MAX_BYTES, checked_rgb
 from sif_batch.kernels import import_faiss, project
 from sif_batch.quantizer import normalise
 from sif_batch.release import MANIFEST, check_release, damaged, read_top

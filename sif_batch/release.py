@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sif_batch.codes import codes_path, read_codes
+from sif_batch.columns import column_types, make_columns
 from sif_batch.config import SifBatchError, Source, canonical_json
 from sif_batch.kernels import import_faiss
 from sif_batch.quantizer import Quantizer, array_bytes
@@ -167,7 +168,11 @@ def write_index(quantizer: Quantizer, code: np.ndarray, path: Path) -> None:
 
 def write_images(live: pa.Table, path: Path) -> None:
     """images.arrow: who each row is, and its columns; uncompressed, to be mapped."""
-    folder = pc.replace_substring_regex(live["path"], "/?[^/]*$", "")
+    member = pc.replace_substring_regex(live["member"], r"^(\./+)+", "")
+    inside = pc.case_when(
+        pc.make_struct(member.is_null()), live["path"], pc.binary_join_element_wise(live["path"], member, "/")
+    )
+    folder = pc.replace_substring_regex(inside, "/?[^/]*$", "")
     wide = {name: live[name].cast(pa.large_string()) for name in ("key", "uri", "source")}
     table = pa.table(
         {
@@ -180,9 +185,15 @@ def write_images(live: pa.Table, path: Path) -> None:
             "width": live["width"],
             "height": live["height"],
         }
-    ).combine_chunks()
-    with pa.ipc.new_file(str(path), table.schema) as writer:
-        writer.write_table(table, max_chunksize=TABLE_ROWS)
+    )
+    types = column_types(live["fields"])
+    named = [pa.field(f"{name}_" if name in table.column_names else name, type_) for name, type_ in types.items()]
+    schema = pa.schema([*table.schema, *named])
+    with pa.ipc.new_file(str(path), schema) as writer:
+        for start in range(0, max(1, len(table)), TABLE_ROWS):
+            rows = table.slice(start, TABLE_ROWS)
+            own = make_columns(live["fields"].slice(start, TABLE_ROWS), types)
+            writer.write_table(pa.table([*rows.columns, *own], schema=schema).combine_chunks())
 
 
 def _copy_encoder(store: Store, encoder_id: str, into: Path) -> None:

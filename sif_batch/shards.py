@@ -3,20 +3,37 @@
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
-from sif_batch.config import Source, canonical_json
+from sif_batch.config import Frozen, Source, canonical_json
+from sif_batch.images import MAX_BYTES, MAX_PIXELS
+from sif_batch.sources.containers import container_kind
 from sif_batch.storage import Store, digest
 
-SHARD_IMAGES = 1000
-SHARD_BYTES = 128 * 2**20
 MAX_SHARD_IMAGES = 65_535  # a row's number in its part is a uint16
 ROW_GROUP = 16_384
 
-# A file is one span: member 0 to 0, and the end of its entry.
+OPEN = -1  # the last ordinal of a span that goes to its container's end, wherever that is
+
+
+class Limits(Frozen):
+    """What decides the slicing into parts, and which images are too large."""
+
+    shard_images: int = Field(default=1000, ge=1, le=MAX_SHARD_IMAGES)
+    shard_bytes: int = Field(default=128 * 2**20, ge=1)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
+    max_bytes: int = Field(default=MAX_BYTES, ge=1)
+
+
+DEFAULT_LIMITS = Limits()
+
+# A file is one span: member 0 to 0, and the end of its entry. first and last count in a container, both included.
 SPAN_SCHEMA = pa.schema(
     [
         ("source", pa.string()),
@@ -33,41 +50,52 @@ SPAN_SCHEMA = pa.schema(
 PLAN_SCHEMA = pa.schema([("shard", pa.int32()), ("part", pa.string()), *SPAN_SCHEMA])
 
 
-def slice_shards(sizes: np.ndarray, max_images: int, max_bytes: int = SHARD_BYTES) -> np.ndarray:
-    """The shard number of each span, in order: at most `max_images` and `max_bytes` a shard, but one span at least.
+def slice_shards(sizes: np.ndarray, alone: np.ndarray, limits: Limits) -> np.ndarray:
+    """The shard number of each span, in order: so many images and bytes a shard at most, but one span at least.
 
-    sizes: (n,) int64, bytes. Returns (n,) int32, not decreasing, from 0 without gaps.
+    sizes: (n,) int64, bytes; alone: (n,) bool, spans that share their shard with none. Returns (n,) int32, not
+    decreasing, from 0 without gaps.
     """
     shards = np.empty(len(sizes), np.int32)
     shard, images, total = 0, 0, 0
-    for i, size in enumerate(sizes.tolist()):
-        if images and (images == max_images or total + size > max_bytes):
+    closed = False
+    for i, (size, single) in enumerate(zip(sizes.tolist(), alone.tolist(), strict=True)):
+        full = images == limits.shard_images or total + size > limits.shard_bytes
+        if images and (full or single or closed):
             shard, images, total = shard + 1, 0, 0
         shards[i] = shard
-        images, total = images + 1, total + size
+        images, total, closed = images + 1, total + size, single
     return shards
 
 
-def part_name(encoder_id: str, spans: pa.Table) -> str:
-    """The name of the part that these spans make: a digest of all that decides it."""
+def part_name(encoder_id: str, spans: Sequence[dict[str, Any]], limits: Limits) -> str:
+    """The name of the part that these spans make: a digest of all that decides it.
+
+    A container's parts are named by where they begin: an open span's first part by the span, the next by what is left.
+    """
     columns = ["source", "path", "version", "first", "last", "end", "attempt", "duplicate"]
-    return digest(canonical_json([encoder_id, spans.select(columns).to_pylist()]), 32)
+    named = [[span[name] for name in columns] for span in spans]
+    return digest(canonical_json([encoder_id, named, limits.model_dump()]), 32)
 
 
-def make_plan(encoder_id: str, spans: pa.Table, max_images: int, max_bytes: int = SHARD_BYTES) -> pa.Table:
-    """PLAN_SCHEMA: the spans with the shard and the part that each belongs to."""
-    shards = slice_shards(spans["size"].to_numpy(), max_images, max_bytes)
+def make_plan(encoder_id: str, spans: pa.Table, limits: Limits) -> pa.Table:
+    """PLAN_SCHEMA: the spans with the shard and the (first) part that each belongs to. A container is a shard alone."""
+    alone = np.array([container_kind(path) is not None for path in spans["path"].to_pylist()], bool)
+    shards = slice_shards(spans["size"].to_numpy(), alone, limits)
     starts = np.flatnonzero(np.diff(shards, prepend=-1))
     lengths = np.diff(np.append(starts, len(shards)))
-    names = [part_name(encoder_id, spans.slice(s, n)) for s, n in zip(starts, lengths, strict=True)]
+    names = [part_name(encoder_id, spans.slice(s, n).to_pylist(), limits) for s, n in zip(starts, lengths, strict=True)]
     parts = np.repeat(np.array(names, dtype=object), lengths)
     return pa.table([shards, pa.array(parts, pa.string()), *spans.columns], schema=PLAN_SCHEMA)
 
 
-def save_plan(store: Store, encoder_id: str, plan: pa.Table, sources: Sequence[Source]) -> str:
+def save_plan(
+    store: Store, encoder_id: str, plan: pa.Table, sources: Sequence[Source], limits: Limits = DEFAULT_LIMITS
+) -> str:
     """Write plans/<digest>.parquet and return the digest. The plan says all that its shards need to know."""
     metadata = {
         b"encoder": encoder_id.encode(),
+        b"limits": limits.canonical(),
         b"sources": canonical_json([source.model_dump(mode="json") for source in sources]),
     }
     sink = io.BytesIO()
@@ -100,10 +128,27 @@ def plan_shards(store: Store, name: str) -> pa.Table:
         return pq.read_table(file).replace_schema_metadata(None)
 
 
-def read_shard(store: Store, name: str, shard: int) -> tuple[pa.Table, str, dict[str, Source]]:
-    """One shard's spans (PLAN_SCHEMA), its encoder's id and the sources by name."""
+@dataclass(frozen=True)
+class Shard:
+    """What a worker needs to know of its shard. spans: PLAN_SCHEMA as dicts; sources: by name."""
+
+    part: str
+    spans: list[dict[str, Any]]
+    encoder_id: str
+    sources: dict[str, Source]
+    limits: Limits
+
+
+def read_shard(store: Store, name: str, shard: int) -> Shard:
+    """One shard of a plan."""
     with store.open(f"plans/{name}.parquet") as file:
         spans = pq.read_table(file, filters=[("shard", "=", shard)])
     metadata = spans.schema.metadata
     sources = (Source.model_validate(source) for source in json.loads(metadata[b"sources"]))
-    return spans, metadata[b"encoder"].decode(), {source.name: source for source in sources}
+    return Shard(
+        spans["part"][0].as_py(),
+        spans.to_pylist(),
+        metadata[b"encoder"].decode(),
+        {source.name: source for source in sources},
+        Limits.model_validate_json(metadata[b"limits"]),
+    )

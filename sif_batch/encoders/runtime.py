@@ -8,7 +8,7 @@ from PIL import Image
 
 from sif_batch.config import SifBatchError
 from sif_batch.encoders.spec import EncoderSpec
-from sif_batch.images import decode
+from sif_batch.images import MAX_PIXELS, decode
 
 RESAMPLE = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -28,9 +28,9 @@ class Encoder:
         self.spec = spec
         self._session = None if model is None else open_session(model)
 
-    def read_image(self, data: bytes) -> tuple[np.ndarray, int, int]:
+    def read_image(self, data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, int, int]:
         """An encoded image as `prepare` gives it, and its width and height. Raises ImageError."""
-        decoded = decode(data, JPEG_MARGIN * self.spec.resize_to, SIDE[self.spec.fit])
+        decoded = decode(data, JPEG_MARGIN * self.spec.resize_to, SIDE[self.spec.fit], max_pixels)
         return self.prepare(decoded.pixels), decoded.width, decoded.height
 
     def prepare(self, image: Image.Image) -> np.ndarray:

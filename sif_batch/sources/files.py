@@ -3,6 +3,7 @@
 An entry is a file without extension or with one that Pillow registers; every other name is ignored and
 counted, and so is whatever is hidden (a name that begins with a dot, or lies below one). Links are
 followed, a link that leads back to its own ancestors is not. What a file holds is decided by its content.
+Containers (tar, Parquet) are entries where the source's own URL, or --include, names them.
 """
 
 import fnmatch
@@ -16,6 +17,7 @@ from fsspec.utils import glob_translate
 from PIL import Image
 
 from sif_batch.config import SifBatchError, Source
+from sif_batch.sources.containers import container_kind
 from sif_batch.sources.names import text_of
 from sif_batch.storage import is_local, open_filesystem
 
@@ -40,7 +42,7 @@ def find_files(
 ) -> tuple[list[str], list[int], list[str], int]:
     """All entries of the source: paths inside it, sizes in bytes, versions; and how many files were ignored."""
     paths, sizes, versions, ignored = [], [], [], 0
-    is_entry = _entry_rule(source)
+    is_entry = entry_rule(source)
     try:
         for path, size, version in _walk(source):
             if not is_entry(path):
@@ -140,7 +142,10 @@ def registered_extensions() -> frozenset[str]:
     return frozenset(Image.registered_extensions())
 
 
-def _entry_rule(source: Source) -> Callable[[str], bool]:
+def entry_rule(source: Source) -> Callable[[str], bool]:
+    """Which paths inside the source, or names inside its containers, are images to be."""
+    container = container_kind(source.url)
+
     def is_entry(path: str) -> bool:
         if any(fnmatch.fnmatchcase(path, glob) for glob in source.exclude):
             return False
@@ -148,6 +153,8 @@ def _entry_rule(source: Source) -> Callable[[str], bool]:
             return True
         if path.startswith(".") or "/." in path:
             return False
+        if container_kind(path) is not None:
+            return container_kind(path) == container
         extension = os.path.splitext(path)[1].lower()
         return not extension or extension in registered_extensions()
 

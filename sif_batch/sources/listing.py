@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from sif_batch.config import SifBatchError, Source, canonical_json
 from sif_batch.sources.files import base_of, find_files
+from sif_batch.sources.tables import check_table
 from sif_batch.storage import Store, check_text, digest, is_local, open_filesystem
 
 LISTING_SCHEMA = pa.schema(
@@ -65,8 +67,11 @@ def listing_names(store: Store) -> list[str]:
     return [f"listings/{name}" for name in reversed(store.sizes("listings"))]
 
 
-def parse_sources(texts: Sequence[str], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[Source, ...]:
-    """`[NAME=]PATH_OR_URL` texts as sources; a name defaults to the last path component before any wildcard."""
+def parse_sources(texts: Sequence[str], **options: Any) -> tuple[Source, ...]:
+    """`[NAME=]PATH_OR_URL` texts as sources; a name defaults to the last path component before any wildcard.
+
+    options: Source's own, the same for all.
+    """
     sources: dict[str, Source] = {}
     for text in texts:
         check_text(text)
@@ -82,7 +87,7 @@ def parse_sources(texts: Sequence[str], include: Sequence[str] = (), exclude: Se
                 f"two sources are named {name!r}: {sources[name].url} and {url}",
                 remedy=f"give one another name: other={text}",
             )
-        sources[name] = Source(name=name, url=url, include=tuple(include), exclude=tuple(exclude))
+        sources[name] = Source(name=name, url=url, **options)
     return tuple(sources.values())
 
 
@@ -95,9 +100,10 @@ def list_sources(sources: Sequence[Source], on_progress: Callable[[int], None] =
             what = f" (ignored by name: {left_out})" if left_out else ""
             raise SifBatchError(
                 f"{source.url}: no images found{what}",
-                remedy="check the path or the mount; --include takes files in by a glob on their name",
+                remedy="check the path or the mount; --include '*.tar' takes in what its glob matches by name",
             )
         names = pa.repeat(source.name, len(paths))
+        check_table(source, paths)
         tables.append(pa.table([names, paths, sizes, versions], schema=LISTING_SCHEMA))
         ignored[source.name] = left_out
     entries = pa.concat_tables(tables)

@@ -26,6 +26,19 @@ def key_of(source: str, path: str) -> str:
     return unicodedata.normalize("NFC", f"{source}/{path}").replace("::", "%3A%3A")
 
 
+def member_key(source: str, path: str, member: str) -> str:
+    """The identity of an image in a container: the container's key, `::` and the member without its ./"""
+    name = unicodedata.normalize("NFC", member_name(member)).replace("::", "%3A%3A")
+    return f"{key_of(source, path)}::{name}"
+
+
+def member_name(name: str) -> str:
+    """A member's name without the ./ that tar puts before it."""
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
+    return name
+
+
 def hash_of(key: str) -> int:
     """The 64-bit hash whose order is the order of rows: blake2b-8 of the key, big-endian."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,105 @@
+"""Checked reads: the bytes that were listed, or the reason why not."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+from sif_batch.config import Source
+from sif_batch.failures import ImageError, telling_io
+from sif_batch.sources.containers import Pieces, container_kind
+from sif_batch.sources.files import entry_rule, local_version, open_source, remote_version
+from sif_batch.sources.names import local_of
+from sif_batch.sources.tables import read_table
+from sif_batch.sources.tars import read_tar
+from sif_batch.storage import is_local
+
+REMOTE_BLOCK = 8 * 2**20
+
+
+def read_file(source: Source, path: str, size: int, version: str, max_bytes: int) -> bytes:
+    """The entry's bytes, checked against what was listed. Raises ImageError."""
+    if size > max_bytes:
+        raise ImageError("too_large", f"{size} bytes; the limit is {max_bytes}")
+    fs, base = open_source(source)
+    with telling_io():
+        if is_local(fs):
+            with open(local_of(f"{base}/{path}"), "rb") as file:
+                data = file.read(max_bytes + 1)
+                _check_version(local_version(os.fstat(file.fileno())), version)
+        else:
+            data = bytes(fs.cat_file(f"{base}/{path}"))
+            _check_version(remote_version(fs.info(f"{base}/{path}")), version)
+    if len(data) != size:
+        raise ImageError("short_read", f"{len(data)} bytes of {size}")
+    return data
+
+
+def read_container(source: Source, path: str, version: str, first: int, max_bytes: int) -> Pieces:
+    """The container's images from ordinal `first` on. Raises ImageError, after the last that can be read."""
+    with telling_io(), _open(source, path, version) as file:
+        kind = container_kind(path)
+        if kind == "parquet":
+            yield from read_table(file, first, source.image_column, source.keep, max_bytes)
+        else:
+            gzipped = not path.lower().endswith(".tar")
+            yield from read_tar(file, first, entry_rule(source), max_bytes, gzipped)
+
+
+def check_unchanged(source: Source, path: str, version: str) -> None:
+    """Raise ImageError `changed` if the entry is not what was listed any more."""
+    fs, base = open_source(source)
+    with telling_io():
+        if is_local(fs):
+            _check_version(local_version(os.stat(local_of(f"{base}/{path}"))), version)
+        else:
+            fs.invalidate_cache()
+            _check_version(remote_version(fs.info(f"{base}/{path}")), version)
+
+
+def _check_version(found: str, listed: str) -> None:
+    if found != listed:
+        raise ImageError("changed", "it changed after it was listed")
+
+
+@contextmanager
+def _open(source: Source, path: str, version: str) -> Iterator[BinaryIO]:
+    fs, base = open_source(source)
+    if is_local(fs):
+        file = open(local_of(f"{base}/{path}"), "rb")  # noqa: SIM115 (closed below)
+    else:
+        file = fs.open(f"{base}/{path}", "rb", block_size=REMOTE_BLOCK, cache_type="readahead")
+    with file:
+        check_unchanged(source, path, version)
+        yield cast(BinaryIO, _Telling(file))
+
+
+class _Telling:
+    """A file whose failures are ImageError, so that a format's own errors are told from those of the disk."""
+
+    closed = False
+
+    def __init__(self, file: Any):
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        with telling_io():
+            return bytes(self._file.read(size))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def flush(self) -> None: ...
+    def close(self) -> None: ...

@@ -1,0 +1,138 @@
+"""Tar archives, as WebDataset writes them: members with one name before the first dot belong together."""
+
+import contextlib
+import gzip
+import itertools
+import json
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from sif_batch.failures import ImageError
+from sif_batch.sources.containers import IsEntry, Member, Piece, Pieces
+from sif_batch.sources.names import member_name, text_of
+
+BLOCK = tarfile.BLOCKSIZE
+MAX_SIDECAR_BYTES = 2**20
+SCAN_BLOCKS = 2048  # read at once when looking for the next header
+NUMBERS = ("cls", "cls2", "class", "count", "index", "inx", "id")  # sidecars that WebDataset reads as integers
+STEM = re.compile(r"^(?P<stem>(?:.*/)?[^/.]*)\.?(?P<extension>[^/]*)$", re.DOTALL)
+STREAM_ENDS = (EOFError, zlib.error, gzip.BadGzipFile)  # of the compressed bytes around it
+
+
+def read_tar(file: BinaryIO, first: int, is_entry: IsEntry, max_bytes: int, gzipped: bool = False) -> Pieces:
+    """The archive's images from member number `first` on, which must begin a piece.
+
+    A damaged header is passed over to the next good one. Raises ImageError at the end if the archive was damaged:
+    `corrupt` for a bad header, `truncated` if it does not end as a tar file does.
+    """
+    archive = gzip.GzipFile(fileobj=file) if gzipped else file
+    damage: list[ImageError] = []
+    members = _members(archive, damage)
+    for _, group in itertools.groupby(enumerate(members), lambda numbered: STEM.sub(r"\g<stem>", numbered[1].name)):
+        piece = list(group)
+        if piece[-1][0] >= first:
+            yield _read_piece(archive, piece, is_entry, max_bytes, damage)  # type: ignore[arg-type]
+    if damage:
+        raise damage[0]
+
+
+def _members(archive: Any, damage: list[ImageError]) -> Iterator[tarfile.TarInfo]:
+    """All members in order; notes what is wrong. Holds one at a time: an archive may have millions."""
+    start: int | None = 0
+    found = False
+    try:
+        while start is not None:
+            stop = start
+            with contextlib.suppress(tarfile.TarError):
+                archive.seek(start)
+                tar = tarfile.TarFile(fileobj=archive, encoding="utf-8", errors="surrogateescape")
+                while (member := tar.next()) is not None:
+                    found, stop = True, tar.offset
+                    tar.members.clear()  # type: ignore[attr-defined]
+                    yield member
+                stop = tar.offset
+            start = _next_header(archive, stop, damage)
+    except STREAM_ENDS as error:
+        damage.append(ImageError("truncated" if isinstance(error, EOFError) else "corrupt", str(error)))
+    if not found and damage:
+        damage.insert(0, ImageError(damage[0].kind, f"no tar archive that can be read: {damage[0]}"))
+
+
+def _next_header(archive: Any, stop: int, damage: list[ImageError]) -> int | None:
+    """Where the next good header is, after reading stopped at `stop`; None at the end."""
+    archive.seek(stop)
+    block = archive.read(BLOCK)
+    if len(block) == BLOCK and not any(block):
+        return None  # as an archive should end
+    if len(block) < BLOCK:
+        damage.append(ImageError("truncated", "it ends without the end mark of a tar archive"))
+        return None
+    damage.append(ImageError("corrupt", f"bad header at byte {stop}"))
+    start = stop + BLOCK
+    while chunk := archive.read(BLOCK * SCAN_BLOCKS):
+        for offset in range(0, len(chunk), BLOCK):
+            if chunk[offset + 257 : offset + 262] == b"ustar" and _is_header(chunk[offset : offset + BLOCK]):
+                return int(start + offset)
+        start += len(chunk)
+    return None
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _read_piece(
+    archive: BinaryIO, piece: list[tuple[int, tarfile.TarInfo]], is_entry: IsEntry, max_bytes: int, damage: list[Any]
+) -> Piece:
+    members: list[tuple[int, str, bytes | ImageError]] = []
+    fields: dict[str, Any] = {}
+    for ordinal, info in piece:
+        name = text_of(info.name)
+        if info.isdir() or info.isdev():
+            continue
+        if is_entry(member_name(name)):
+            members.append((ordinal, name, _data_of(archive, info, max_bytes)))
+        elif info.isfile() and info.size <= MAX_SIDECAR_BYTES:
+            data = _data_of(archive, info, MAX_SIDECAR_BYTES)
+            if isinstance(data, bytes):
+                fields |= fields_of(STEM.sub(r"\g<extension>", name), data)
+    return Piece(piece[-1][0], [Member(ordinal, name, data, fields) for ordinal, name, data in members])
+
+
+def _data_of(archive: BinaryIO, info: tarfile.TarInfo, max_bytes: int) -> bytes | ImageError:
+    if not info.isfile() or info.issparse():
+        return ImageError("unsupported", f"a link to {info.linkname} inside the archive" if info.linkname else "sparse")
+    if info.size > max_bytes:
+        return ImageError("too_large", f"{info.size} bytes; the limit is {max_bytes}")
+    try:
+        archive.seek(info.offset_data)
+        data = archive.read(info.size)
+    except STREAM_ENDS as error:
+        return ImageError("truncated", f"the archive is damaged here ({error})")
+    if len(data) < info.size:
+        return ImageError("truncated", f"the archive ends after {len(data)} of its {info.size} bytes")
+    return data
+
+
+def fields_of(extension: str, data: bytes) -> dict[str, Any]:
+    """What a sidecar says: the fields of a JSON object, the text or number of another file; nothing if binary."""
+    try:
+        text = data.decode("utf-8-sig")
+        if extension.lower().endswith("json"):
+            value = json.loads(text, parse_constant=lambda _: None)
+            return value if isinstance(value, dict) else {extension: value}
+    except (ValueError, RecursionError):
+        return {}
+    text = text.strip()
+    if "\0" in text:
+        return {}
+    if extension in NUMBERS and re.fullmatch(r"[+-]?\d{1,18}", text):
+        return {extension: int(text)}
+    return {extension: text}

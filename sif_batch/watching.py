@@ -1,0 +1,94 @@
+"""A shard embedded in a child process that is watched: a dead, silent or overdue child costs an image, not the run."""
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from sif_batch.child import STALL_S, Child, ChildDied
+from sif_batch.config import SifBatchError
+from sif_batch.embedding import ShardStats
+
+STRIKES = 2  # an image that ends the child alone, this often, is the cause
+SHARD_TRIES = 2  # the whole shard, before its images are suspected
+IMAGE_TIMEOUT_S = 120.0
+
+Progress = Callable[[int, int], None]  # images done and images failed since the last call
+
+
+def embed_in_child(
+    child: Child,
+    root: str,
+    plan: str,
+    shard: int,
+    threads: int,
+    on_progress: Progress,
+    image_timeout_s: float = IMAGE_TIMEOUT_S,
+    stall_s: float = STALL_S,
+) -> ShardStats:
+    """Embed one shard in the child process, whatever happens to it.
+
+    An image that is read and decoded for longer than `image_timeout_s` ends the child and is a failed row. A child
+    that dies or stalls costs a second try of the whole shard; after that the images that were in work at each death
+    are tried alone, and one that ends the child alone twice becomes a failed row.
+    """
+    strikes: Counter[int] = Counter()
+    in_work: set[int] = set()
+    since: dict[int, float] = {}  # when reading an image began
+    lost: dict[int, str] = {}
+    barren = 0
+    for tries in itertools.count():
+        done = failed = 0
+
+        def on_report(report: tuple[str, Any]) -> None:
+            nonlocal done, failed
+            kind, value = report
+            if kind == "start":
+                in_work.add(value)
+                since[value] = time.monotonic()
+            elif kind == "decoded":
+                since.pop(value, None)
+            else:
+                in_work.difference_update(value[0])
+                done, failed = done + len(value[0]), failed + value[1]
+                on_progress(len(value[0]), value[1])
+
+        def overdue() -> str | None:
+            if not since or time.monotonic() - min(since.values()) <= image_timeout_s:
+                return None
+            return f"an image took more than {image_timeout_s:g} s"
+
+        try:
+            stats: ShardStats = child.call(
+                "sif_batch.embedding:embed_shard",
+                on_report,
+                stall_s,
+                overdue,
+                root=root,
+                plan=plan,
+                shard=shard,
+                threads=threads,
+                lost=lost,
+                suspects=sorted(strikes.keys() - lost.keys()) if tries >= SHARD_TRIES else [],
+            )
+            return stats
+        except ChildDied as death:
+            on_progress(-done, -failed)
+            barren = 0 if in_work else barren + 1
+            if barren > SHARD_TRIES:
+                raise SifBatchError(
+                    f"shard {shard} of plan {plan}: {death}, {barren} times with no image in work",
+                    remedy="free memory or lower --workers; the same command goes on where this one stopped",
+                ) from death
+            late = [image for image, start in since.items() if time.monotonic() - start > image_timeout_s]
+            for image in late if death.overdue else ():
+                lost[image] = f"timeout:reading and decoding it took more than {image_timeout_s:g} s"
+            alone = len(in_work) == 1 and tries >= SHARD_TRIES
+            for image in () if lost.keys() & late else in_work:
+                strikes[image] += alone
+                if strikes[image] >= STRIKES:
+                    lost[image] = f"{'timeout' if death.overdue else 'crashed'}:{death}"
+            in_work.clear()
+            since.clear()
+    raise AssertionError("unreachable")
