@@ -65,7 +65,8 @@ def _find_key(name: str, record: RootRecord, known: pa.ChunkedArray) -> str:
         if name.startswith("tar://"):
             member, _, container = name.removeprefix("tar://").partition("::")
             tried.append(f"{source.name}/{container.removeprefix(uri_prefix(source))}::{member}")
-    found = sorted(set(known.filter(pc.is_in(known, pa.array(tried))).to_pylist()))
+    matches = pc.or_(pc.is_in(known, pa.array(tried)), pc.ends_with(known, f"::{name}"))
+    found = sorted(set(known.filter(matches).to_pylist()))
     if len(found) == 1:
         return str(found[0])
     if found:

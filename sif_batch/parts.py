@@ -86,10 +86,9 @@ def read_columns(file: BinaryIO, part: str, columns: list[str], groups: list[int
     """Some columns of a part, of all or some row groups. A damaged part raises SifBatchError."""
     try:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
-        if groups is None:
-            return parquet.read(columns=columns)
-        return parquet.read_row_groups(groups, columns=columns)
-    except (OSError, pa.ArrowException) as error:
+        table = parquet.read(columns) if groups is None else parquet.read_row_groups(groups, columns)
+        return table.select(columns)
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise SifBatchError(
             f"part {part} is damaged ({error})", remedy="remove that file; the next run embeds its images again"
         ) from error

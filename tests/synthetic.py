@@ -16,16 +16,17 @@ import pyarrow.compute as pc
 from hypothesis import settings
 
 from sif_batch import gate, release
-from sif_batch.catalog import live_rows, load_catalog, standing_rows
+from sif_batch.catalog import load_catalog
 from sif_batch.codes import quantize_part
 from sif_batch.config import GateSettings, IndexSettings, RootRecord, Source
 from sif_batch.kernels import import_faiss
 from sif_batch.parts import encode_part, part_path
 from sif_batch.quantizer import QuantizerRecord, QuantizerSpec, load_quantizer, train_quantizer
 from sif_batch.query import Index
-from sif_batch.shards import SPAN_SCHEMA, part_name
+from sif_batch.shards import DEFAULT_LIMITS, SPAN_SCHEMA, part_name
 from sif_batch.sources import LISTING_SCHEMA
 from sif_batch.sources.names import hash_of, key_of
+from sif_batch.standing import live_rows, standing_rows
 from sif_batch.storage import Store
 
 ENCODER = "synthetic-0123456789ab"
@@ -109,12 +110,12 @@ def spans_of(rows: Sequence[Row]) -> pa.Table:
 
 
 def part_bytes(rows: Sequence[Row], fingerprint: str = "this") -> bytes:
-    return encode_part([row.encoded() for row in rows], spans_of(rows), ENCODER, {"machine": fingerprint})
+    return encode_part([row.encoded() for row in rows], spans_of(rows).to_pylist(), ENCODER, {"machine": fingerprint})
 
 
 def write_part(store: Store, rows: Sequence[Row], name: str | None = None, fingerprint: str = "this") -> str:
     """Put a part of these rows into ROOT, under its own name or another. Returns the name."""
-    name = name or part_name(ENCODER, spans_of(rows))
+    name = name or part_name(ENCODER, spans_of(rows).to_pylist(), DEFAULT_LIMITS)
     store.create(part_path(ENCODER, name), part_bytes(rows, fingerprint))
     return name
 

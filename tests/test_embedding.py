@@ -6,26 +6,31 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sif_batch import embedding
-from sif_batch.catalog import CATALOG_SCHEMA, Catalog, spans_to_do, standing_rows
+from sif_batch.catalog import load_catalog
 from sif_batch.child import Child
 from sif_batch.config import SifBatchError, Source
-from sif_batch.embedding import ShardStats, embed_in_child, embed_shard, load_encoder, read_entry
+from sif_batch.embedding import ShardStats, embed_shard, load_encoder
 from sif_batch.encoders import built_in_spec, install_encoder
-from sif_batch.images import ImageError
+from sif_batch.failures import ImageError
+from sif_batch.images import MAX_BYTES
 from sif_batch.parts import PART_SCHEMA, part_path
-from sif_batch.shards import make_plan, plan_shards, save_plan
+from sif_batch.shards import DEFAULT_LIMITS, Limits, make_plan, plan_shards, save_plan
 from sif_batch.sources import list_sources, parse_sources
+from sif_batch.sources.files import remote_version
+from sif_batch.sources.reading import read_file
+from sif_batch.standing import spans_to_do, standing_rows
 from sif_batch.storage import Store
+from sif_batch.watching import SHARD_TRIES, STRIKES, embed_in_child
 
 SPEC = built_in_spec("efficientnet_lite0")
 Row = dict[str, Any]
@@ -48,9 +53,14 @@ def make_root(root: Path, source: str, shard_images: int = 1000) -> tuple[Store,
     install_encoder(store, SPEC)
     sources = parse_sources([source])
     entries = list_sources(sources).entries
-    standing = standing_rows(entries, Catalog([], [], CATALOG_SCHEMA.empty_table()))
-    plan = make_plan(SPEC.id, spans_to_do(entries, standing), shard_images)
-    return store, save_plan(store, SPEC.id, plan, sources)
+    return store, plan_again(store, entries, sources, Limits(shard_images=shard_images))
+
+
+def plan_again(store: Store, entries: pa.Table, sources: Sequence[Source], limits: Limits = DEFAULT_LIMITS) -> str:
+    """The plan of what is to do."""
+    catalog = load_catalog(store, SPEC.id)
+    plan = make_plan(SPEC.id, spans_to_do(entries, standing_rows(entries, catalog), catalog), limits)
+    return save_plan(store, SPEC.id, plan, sources, limits)
 
 
 def part_bytes(store: Store, plan: str) -> list[bytes]:
@@ -84,7 +94,7 @@ def embed_watched(child: Child, store: Store, plan: str, stall_s: float = 120) -
         progress[0] += done
         progress[1] += failed
 
-    return embed_in_child(child, store.url, plan, 0, 1, add, stall_s), progress
+    return embed_in_child(child, store.url, plan, 0, 1, add, stall_s=stall_s), progress
 
 
 # A FIFO in an image's place is a meeting point: whoever opens it to read waits until somebody opens it to write.
@@ -169,15 +179,23 @@ def test_vectors_are_the_same_for_any_slicing(tmp_path: Path, photos: Callable[[
     assert made[0] == made[1] == made[2]
 
 
-def test_suspects_change_the_order_of_work_and_no_byte(tmp_path: Path, photos: Callable[[int], Path]) -> None:
+def test_a_suspect_is_alone_in_work_and_changes_no_byte(tmp_path: Path, photos: Callable[[int], Path]) -> None:
     source = photos(10)
     made = []
-    for suspects in ([], [7, 2]):
+    for suspects in ([], [2, 7]):
         store, plan = make_root(tmp_path / f"root{len(suspects)}", str(source))
         reports: list[Any] = []
         embed_shard(reports.append, store.url, plan, 0, 2, {}, suspects)
-        assert [value for kind, value in reports if kind == "start"][: len(suspects)] == suspects
-        assert sorted(value for kind, value in reports if kind == "start") == list(range(10))
+        in_work: set[int] = set()
+        started: list[int] = []
+        for kind, value in reports:
+            if kind == "start":
+                started.append(value)
+                assert not in_work & set(suspects) and (value not in suspects or not in_work)
+                in_work.add(value)
+            elif kind == "done":
+                in_work -= set(value[0])
+        assert sorted(started) == list(range(10)) and not in_work
         made.append(part_bytes(store, plan))
     assert made[0] == made[1]
 
@@ -243,7 +261,7 @@ def test_an_image_that_always_ends_the_child_is_one_row(
     assert len(rows) == 9
     assert ((stats.images, stats.failed), progress) == ((10, 1), [10, 1])
     # Twice with the whole shard, then twice alone.
-    assert len(set(killed)) == len(killed) == embedding.SHARD_TRIES + embedding.STRIKES
+    assert len(set(killed)) == len(killed) == SHARD_TRIES + STRIKES
 
 
 class Clock:
@@ -280,7 +298,7 @@ def test_an_image_that_hangs_is_one_row(
     assert (lost["error_kind"], lost["error"]) == ("timeout", "the worker process reported nothing for 200 s")
     assert [row["error_kind"] for row in rows.values()] == [None, None]
     assert ((stats.images, stats.failed), progress) == ((3, 1), [3, 1])
-    assert len(set(hung)) == len(hung) == embedding.SHARD_TRIES + embedding.STRIKES
+    assert len(set(hung)) == len(hung) == SHARD_TRIES + STRIKES
 
 
 def test_a_child_that_dies_without_an_image_in_work_stops_the_run(
@@ -320,26 +338,32 @@ def test_a_file_that_this_user_may_not_read(tmp_path: Path, photos: Callable[[in
     try:
         with pytest.raises(ImageError) as caught:
             place = Source(name="photos", url=str(photo.parent))
-            read_entry(place, photo.name, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}")
+            read_file(place, photo.name, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}", MAX_BYTES)
     finally:
         os.seteuid(user)
     assert caught.value.kind == "forbidden"
 
 
-def test_a_remote_file_that_comes_short() -> None:
+def test_a_remote_file_that_comes_short_or_changed() -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/short_read/a.jpg", b"four")
+    version = remote_version(fs.info("/short_read/a.jpg"))
+    source = Source(name="short", url="memory://short_read")
     try:
+        assert read_file(source, "a.jpg", 4, version, MAX_BYTES) == b"four"
         with pytest.raises(ImageError, match="4 bytes of 9") as caught:
-            read_entry(Source(name="short", url="memory://short_read"), "a.jpg", 9, "etag")
+            read_file(source, "a.jpg", 9, version, MAX_BYTES)
         assert caught.value.kind == "short_read"
+        with pytest.raises(ImageError) as caught:
+            read_file(source, "a.jpg", 4, "another etag", MAX_BYTES)
+        assert caught.value.kind == "changed"
     finally:
         fs.rm("/short_read", recursive=True)
 
 
 def test_a_file_beyond_the_limit_is_not_read() -> None:
     with pytest.raises(ImageError) as caught:
-        read_entry(Source(name="none", url="/nowhere"), "big.jpg", embedding.MAX_BYTES + 1, "")
+        read_file(Source(name="none", url="/nowhere"), "big.jpg", MAX_BYTES + 1, "", MAX_BYTES)
     assert caught.value.kind == "too_large"
 
 

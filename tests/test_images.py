@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from synthetic import checked
 
-from sif_batch.images import PERMANENT, TRANSIENT, ImageError, decode, orientation_of, to_rgb, upright_rgb
+from sif_batch.failures import PERMANENT, TRANSIENT, ImageError
+from sif_batch.images import decode, orientation_of, to_rgb, upright_rgb
 
 # 6 x 4 pixels, no two alike, so that every turn of it is another image.
 PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
@@ -44,7 +45,7 @@ def kind_of(data: bytes, **options: int) -> str:
 
 
 def test_the_kinds_of_failure_are_a_short_closed_list() -> None:
-    assert not set(PERMANENT) & set(TRANSIENT) and len(PERMANENT + TRANSIENT) < 20
+    assert not set(PERMANENT) & set(TRANSIENT) and len(PERMANENT | TRANSIENT) < 20
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF"])

@@ -85,7 +85,7 @@ def test_two_sources_of_one_name_are_an_error() -> None:
 
 
 def test_globs_of_include_and_exclude_hold_for_each_source() -> None:
-    for source in parse_sources(["/a", "/b"], ["*.dat"], ["x/*"]):
+    for source in parse_sources(["/a", "/b"], include=("*.dat",), exclude=("x/*",)):
         assert (source.include, source.exclude) == (("*.dat",), ("x/*",))
 
 

@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 from synthetic import DIMENSION, ENCODER, Row, checked, flip_bit, part_bytes, paths, spans_of, vector_of, write_part
 
 from sif_batch.config import SifBatchError
-from sif_batch.parts import PART_SCHEMA, embeddings_of, encode_part, part_path, read_embeddings, read_light
-from sif_batch.parts import spans_of as spans_in
+from sif_batch.parts import (
+    PART_SCHEMA,
+    container_spans,
+    embeddings_of,
+    encode_part,
+    part_path,
+    read_embeddings,
+    read_light,
+)
 from sif_batch.sources.names import hash_of, key_of
 from sif_batch.storage import Store
 
@@ -59,8 +66,8 @@ def test_rows_stand_in_order_of_hash_and_key_however_they_come() -> None:
     rows = [Row(path) for path in paths(300)]
     spans = spans_of(rows)
     shuffled = [rows[i].encoded() for i in np.random.default_rng(0).permutation(len(rows))]
-    data = encode_part(shuffled, spans, ENCODER, {"machine": "this"})
-    assert data == encode_part([row.encoded() for row in rows], spans, ENCODER, {"machine": "this"})
+    data = encode_part(shuffled, spans.to_pylist(), ENCODER, {"machine": "this"})
+    assert data == encode_part([row.encoded() for row in rows], spans.to_pylist(), ENCODER, {"machine": "this"})
     table = pq.read_table(pa.BufferReader(data))
     assert table["path"].to_pylist() == [row.path for row in in_order(rows)]
     assert table["hash"].to_pylist() == sorted(hash_of(f"photos/{row.path}") for row in rows)
@@ -68,7 +75,7 @@ def test_rows_stand_in_order_of_hash_and_key_however_they_come() -> None:
 
 def test_rows_of_one_hash_stand_in_order_of_key() -> None:
     rows = [Row(path).encoded() | {"hash": 7} for path in ("c.jpg", "a.jpg", "b.jpg")]
-    table = pq.read_table(pa.BufferReader(encode_part(rows, spans_of([]), ENCODER, {})))
+    table = pq.read_table(pa.BufferReader(encode_part(rows, [], ENCODER, {})))
     assert table["path"].to_pylist() == ["a.jpg", "b.jpg", "c.jpg"]
 
 
@@ -93,8 +100,10 @@ def test_the_embedding_has_neither_statistics_nor_dictionary() -> None:
 def test_the_metadata_says_the_spans_the_encoder_and_the_machine() -> None:
     rows = [Row("b.jpg", version="2-2"), Row("a.jpg", attempt=2)]
     metadata = pq.read_schema(pa.BufferReader(part_bytes(rows))).metadata
-    assert json.loads(metadata[b"spans"]) == spans_in(metadata)
-    assert spans_in(metadata) == [["photos", "b.jpg", "2-2", 0, 0, True], ["photos", "a.jpg", "1-1", 0, 0, True]]
+    spans = json.loads(metadata[b"spans"])
+    assert spans == [["photos", "b.jpg", "2-2", 0, 0, True], ["photos", "a.jpg", "1-1", 0, 0, True]]
+    assert json.loads(metadata[b"attempts"]) == [1, 2]
+    assert container_spans(metadata) == []
     assert metadata[b"encoder"].decode() == ENCODER
     assert json.loads(metadata[b"fingerprint"]) == {"machine": "this"}
 

@@ -27,15 +27,16 @@ from synthetic import (
 )
 
 from sif_batch import gate
-from sif_batch.catalog import load_catalog, spans_to_do, standing_rows
+from sif_batch.catalog import load_catalog
 from sif_batch.config import SifBatchError, Source
 from sif_batch.embedding import embed_shard
 from sif_batch.encoders import Encoder, built_in_spec, install_encoder
 from sif_batch.encoders.spec import BUILT_IN
 from sif_batch.query import Hit, Index, find_release
 from sif_batch.release import read_top
-from sif_batch.shards import make_plan, save_plan
+from sif_batch.shards import Limits, make_plan, save_plan
 from sif_batch.sources import list_sources, parse_sources
+from sif_batch.standing import spans_to_do, standing_rows
 from sif_batch.storage import Store
 
 COUNT = 900
@@ -418,8 +419,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     entries = list_sources(sources).entries
     install_encoder(store, spec)
     store.create("root.json", b"{}")
-    todo = spans_to_do(entries, standing_rows(entries, load_catalog(store, spec.id)))
-    plan = save_plan(store, spec.id, make_plan(spec.id, todo, 25), sources)
+    catalog = load_catalog(store, spec.id)
+    todo = spans_to_do(entries, standing_rows(entries, catalog), catalog)
+    plan = save_plan(store, spec.id, make_plan(spec.id, todo, Limits(shard_images=25)), sources)
     for shard in range(-(-len(entries) // 25)):
         embed_shard(lambda report: None, store.url, plan, shard, 2, {}, [])
     build_release(store, entries, folder, sources=sources, encoder=spec.id)
