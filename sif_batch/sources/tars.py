@@ -16,6 +16,7 @@ from sif_batch.sources.names import member_name, text_of
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_SIDECAR_BYTES = 2**20
+MAX_PIECE = 64  # members: an archive whose names all begin alike must not be one piece
 SCAN_BLOCKS = 2048  # read at once when looking for the next header
 NUMBERS = ("cls", "cls2", "class", "count", "index", "inx", "id")  # sidecars that WebDataset reads as integers
 STEM = re.compile(r"^(?P<stem>(?:.*/)?[^/.]*)\.?(?P<extension>[^/]*)$", re.DOTALL)
@@ -30,11 +31,13 @@ def read_tar(file: BinaryIO, first: int, is_entry: IsEntry, max_bytes: int, gzip
     """
     archive = gzip.GzipFile(fileobj=file) if gzipped else file
     damage: list[ImageError] = []
-    members = _members(archive, damage)
-    for _, group in itertools.groupby(enumerate(members), lambda numbered: STEM.sub(r"\g<stem>", numbered[1].name)):
-        piece = list(group)
-        if piece[-1][0] >= first:
-            yield _read_piece(archive, piece, is_entry, max_bytes, damage)  # type: ignore[arg-type]
+    members = enumerate(_members(archive, damage))
+    # Read as it comes: going back in a compressed archive would begin anew.
+    read = ((number, _read_member(archive, info, is_entry, max_bytes, number < first)) for number, info in members)
+    for _, group in itertools.groupby(read, lambda numbered: STEM.sub(r"\g<stem>", numbered[1][0])):
+        while piece := list(itertools.islice(group, MAX_PIECE)):
+            if piece[-1][0] >= first:
+                yield _piece_of(piece)
     if damage:
         raise damage[0]
 
@@ -55,6 +58,8 @@ def _members(archive: Any, damage: list[ImageError]) -> Iterator[tarfile.TarInfo
                     yield member
                 stop = tar.offset
             start = _next_header(archive, stop, damage)
+        while isinstance(archive, gzip.GzipFile) and archive.read(2**20):
+            pass  # to its end, where its checksum is
     except STREAM_ENDS as error:
         damage.append(ImageError("truncated" if isinstance(error, EOFError) else "corrupt", str(error)))
     if not found and damage:
@@ -88,25 +93,37 @@ def _is_header(block: bytes) -> bool:
     return True
 
 
-def _read_piece(
-    archive: BinaryIO, piece: list[tuple[int, tarfile.TarInfo]], is_entry: IsEntry, max_bytes: int, damage: list[Any]
-) -> Piece:
-    members: list[tuple[int, str, bytes | ImageError]] = []
+Content = bytes | ImageError | dict[str, Any] | None  # of an image, of a sidecar, of neither
+
+
+def _read_member(
+    archive: Any, info: tarfile.TarInfo, is_entry: IsEntry, max_bytes: int, skip: bool
+) -> tuple[str, Content]:
+    """The member's name, and what it is."""
+    name = text_of(info.name)
+    if skip or info.isdir() or info.isdev():
+        return name, None
+    if is_entry(member_name(name)):
+        return name, _data_of(archive, info, max_bytes)
+    if info.isfile() and info.size <= MAX_SIDECAR_BYTES:
+        data = _data_of(archive, info, MAX_SIDECAR_BYTES)
+        return name, fields_of(STEM.sub(r"\g<extension>", name), data) if isinstance(data, bytes) else None
+    return name, None
+
+
+def _piece_of(piece: list[tuple[int, tuple[str, Content]]]) -> Piece:
     fields: dict[str, Any] = {}
-    for ordinal, info in piece:
-        name = text_of(info.name)
-        if info.isdir() or info.isdev():
-            continue
-        if is_entry(member_name(name)):
-            members.append((ordinal, name, _data_of(archive, info, max_bytes)))
-        elif info.isfile() and info.size <= MAX_SIDECAR_BYTES:
-            data = _data_of(archive, info, MAX_SIDECAR_BYTES)
-            if isinstance(data, bytes):
-                fields |= fields_of(STEM.sub(r"\g<extension>", name), data)
-    return Piece(piece[-1][0], [Member(ordinal, name, data, fields) for ordinal, name, data in members])
+    for _, (_, content) in piece:
+        fields |= content if isinstance(content, dict) else {}
+    images = [
+        Member(number, name, content, fields)
+        for number, (name, content) in piece
+        if isinstance(content, bytes | ImageError)
+    ]
+    return Piece(piece[-1][0], images)
 
 
-def _data_of(archive: BinaryIO, info: tarfile.TarInfo, max_bytes: int) -> bytes | ImageError:
+def _data_of(archive: Any, info: tarfile.TarInfo, max_bytes: int) -> bytes | ImageError:
     if not info.isfile() or info.issparse():
         return ImageError("unsupported", f"a link to {info.linkname} inside the archive" if info.linkname else "sparse")
     if info.size > max_bytes:
