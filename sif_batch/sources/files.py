@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fsspec.utils import glob_translate
-from PIL import Image
 
 from sif_batch.config import SifBatchError, Source
+from sif_batch.formats import registered_extensions
 from sif_batch.sources.containers import container_kind
 from sif_batch.sources.names import text_of
 from sif_batch.storage import is_local, open_filesystem
@@ -135,11 +135,6 @@ def remote_version(info: dict[str, Any]) -> str:
             return str(info[name]).strip('"')
     time = next((info[name] for name in TIME_FIELDS if info.get(name)), 0)
     return f"{info['size']}-{time}"
-
-
-@functools.cache
-def registered_extensions() -> frozenset[str]:
-    return frozenset(Image.registered_extensions())
 
 
 def entry_rule(source: Source) -> Callable[[str], bool]:

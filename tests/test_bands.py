@@ -1,0 +1,168 @@
+"""DICOM and TIFF of many bands against their own numbers."""
+
+import builtins
+import io
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+from sif_batch.failures import ImageError
+from sif_batch.images import decode
+
+VALUES = np.arange(12 * 10, dtype=np.int16).reshape(12, 10) * 20 - 1000
+
+
+def dicom_bytes(values: np.ndarray, kind: str = "MONOCHROME2", **tags: Any) -> bytes:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["fixed"])
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    frames = values.ndim - (3 if kind in ("RGB", "YBR_FULL") else 2)
+    dataset.Rows, dataset.Columns = values.shape[frames : frames + 2]
+    if frames:
+        dataset.NumberOfFrames = len(values)
+    dataset.SamplesPerPixel = 3 if kind in ("RGB", "YBR_FULL") else 1
+    if dataset.SamplesPerPixel == 3:
+        dataset.PlanarConfiguration = 0
+    dataset.PhotometricInterpretation = kind
+    dataset.BitsAllocated = dataset.BitsStored = 8 * values.dtype.itemsize
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelRepresentation = int(values.dtype.kind == "i")
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    dataset.PixelData = values.tobytes()
+    sink = io.BytesIO()
+    pydicom.dcmwrite(sink, dataset, enforce_file_format=True)
+    return sink.getvalue()
+
+
+def decoded(data: bytes, **options: int) -> np.ndarray:
+    image = decode(data, **options)
+    assert image.pixels.size == (image.width, image.height)
+    return np.asarray(image.pixels).astype(int)
+
+
+def kind_of(data: bytes, **options: int) -> tuple[str, str]:
+    with pytest.raises(ImageError) as raised:
+        decode(data, **options)
+    return raised.value.kind, str(raised.value)
+
+
+def window(values: np.ndarray, centre: float, width: float) -> np.ndarray:
+    """DICOM PS3.3 C.11.2.1.2.1, one value after the other."""
+    out = np.empty(values.shape)
+    for place, x in np.ndenumerate(values):
+        if x <= centre - 0.5 - (width - 1) / 2:
+            out[place] = 0
+        elif x > centre - 0.5 + (width - 1) / 2:
+            out[place] = 255
+        else:
+            out[place] = ((x - (centre - 0.5)) / (width - 1) + 0.5) * 255
+    return out
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_dicom_is_rescaled_and_seen_through_its_first_window(inverted: bool) -> None:
+    tags = {"WindowCenter": [40, 500], "WindowWidth": [400, 900], "RescaleSlope": 0.5, "RescaleIntercept": -24}
+    found = decoded(dicom_bytes(VALUES, "MONOCHROME1" if inverted else "MONOCHROME2", **tags))
+    expected = window(VALUES * 0.5 - 24, 40, 400)
+    expected = 255 - expected if inverted else expected
+    assert np.abs(found - expected[..., None]).max() <= 0.51
+
+
+def test_without_a_window_dicom_shows_its_whole_range() -> None:
+    found = decoded(dicom_bytes(VALUES))
+    expected = (VALUES - VALUES.min()) / (VALUES.max() - VALUES.min()) * 255
+    assert np.abs(found - expected[..., None]).max() <= 0.51
+
+
+def test_of_dicom_frames_the_first_is_taken() -> None:
+    frames = np.stack([VALUES, VALUES[::-1]])
+    assert np.array_equal(decoded(dicom_bytes(frames)), decoded(dicom_bytes(VALUES)))
+
+
+def test_dicom_in_colour() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
+    assert np.array_equal(decoded(dicom_bytes(colours, "RGB")), colours)
+    ycc = np.asarray(Image.fromarray(colours).convert("YCbCr"))
+    assert np.abs(decoded(dicom_bytes(ycc, "YBR_FULL")) - colours).max() <= 4
+
+
+def test_dicom_that_cannot_be_used() -> None:
+    data = dicom_bytes(VALUES)
+    assert kind_of(data, max_pixels=100)[0] == "too_large"
+    empty = pydicom.dcmread(io.BytesIO(data))
+    del empty.PixelData
+    sink = io.BytesIO()
+    pydicom.dcmwrite(sink, empty)
+    assert kind_of(sink.getvalue()) == ("unsupported", "the DICOM file holds no pixels")
+    assert kind_of(data[:-50])[0] in ("corrupt", "truncated")
+    assert kind_of(data[:140])[0] in ("corrupt", "truncated", "unsupported")
+
+
+def tiff_bytes(values: np.ndarray, **options: Any) -> bytes:
+    sink = io.BytesIO()
+    tifffile.imwrite(sink, values, **options)
+    return sink.getvalue()
+
+
+BANDS = np.random.default_rng(0).integers(0, 10_000, (20, 30, 13)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate"])
+def test_of_many_bands_the_first_three_are_shown(planar: str, compression: str | None) -> None:
+    values = BANDS if planar == "contig" else np.moveaxis(BANDS, -1, 0)
+    data = tiff_bytes(values, photometric="minisblack", planarconfig=planar, compression=compression)
+    expected = np.round(BANDS[..., :3] * (255 / 65535))
+    assert np.array_equal(decoded(data), expected)
+
+
+def test_bands_of_floats_are_scaled_each_on_its_own() -> None:
+    values = np.dstack(
+        [np.linspace(low, high, 600).reshape(20, 30) for low, high in ((0, 1), (-5, 5), (0, 9e4), (7, 8))]
+    )
+    found = decoded(tiff_bytes(values.astype(np.float32), photometric="minisblack", planarconfig="contig"))
+    for band in range(3):
+        own = values[..., band]
+        expected = (own - own.min()) / (own.max() - own.min()) * 255
+        assert np.abs(found[..., band] - expected).max() <= 0.51
+
+
+def test_of_two_bands_the_first_is_grey() -> None:
+    values = BANDS[..., :2].astype(np.float32)
+    found = decoded(tiff_bytes(values, photometric="minisblack", planarconfig="contig"))
+    assert np.array_equal(found, np.dstack([np.round(values[..., 0] * (255 / 65535))] * 3))
+
+
+def test_tiff_of_too_many_bands_or_of_complex_numbers() -> None:
+    options = {"photometric": "minisblack", "planarconfig": "contig"}
+    assert kind_of(tiff_bytes(BANDS, **options), max_pixels=1900)[0] == "too_large"
+    assert decoded(tiff_bytes(BANDS, **options), max_pixels=1950).shape == (20, 30, 3)
+    assert kind_of(tiff_bytes(BANDS[..., 0].astype(np.complex64)))[0] == "unsupported"
+
+
+@pytest.mark.parametrize(("library", "extra"), [("pydicom", "dicom"), ("tifffile", "tiff")])
+def test_without_the_extra_the_row_says_what_to_install(
+    library: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (
+        dicom_bytes(VALUES) if extra == "dicom" else tiff_bytes(BANDS, photometric="minisblack", planarconfig="contig")
+    )
+    honest = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.partition(".")[0] == library:
+            raise ImportError(name)
+        return honest(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    kind, message = kind_of(data)
+    assert kind == "unsupported" and f"pip install 'sif-batch[{extra}]'" in message
