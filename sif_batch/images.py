@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from sif_batch.bands import check_pixels, read_dicom, read_tiff
 from sif_batch.failures import ImageError
@@ -94,7 +95,7 @@ def _decode(data: bytes, at_least: int | None, side: Callable[..., int], max_pix
 
 
 def _decode_pillow(data: bytes, at_least: int | None, side: Callable[..., int], max_pixels: int) -> Decoded:
-    with Image.open(io.BytesIO(data)) as image:
+    with _freed_on_failure(Image.open(io.BytesIO(data))) as image:
         width, height = image.size
         check_pixels(width, height, 1, max_pixels)
         if image.format == "TIFF" and image.tag_v2.get(SAMPLES, 1) > 1 and len(image.getbands()) == 1:  # type: ignore[attr-defined]
@@ -110,6 +111,16 @@ def _decode_pillow(data: bytes, at_least: int | None, side: Callable[..., int], 
         if orientation_of(image) in QUARTER_TURNS:
             width, height = height, width
         return Decoded(pixels, width, height)
+
+
+@contextlib.contextmanager
+def _freed_on_failure(image: ImageFile) -> Iterator[ImageFile]:
+    """The image; its memory is given back when this fails, not when Python next looks for cycles."""
+    try:
+        yield image
+    except BaseException:
+        image.close()
+        raise
 
 
 def _whole(image: Image.Image) -> Decoded:
