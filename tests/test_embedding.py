@@ -86,7 +86,7 @@ def vectors_of(rows: Mapping[str, Row]) -> dict[str, bytes]:
     return {path: np.array(row["embedding"], np.float16).tobytes() for path, row in rows.items()}
 
 
-def embed_watched(child: Child, store: Store, plan: str, stall_s: float = 120) -> tuple[ShardStats, list[int]]:
+def embed_watched(child: Child, store: Store, plan: str, **seconds: float) -> tuple[ShardStats, list[int]]:
     """`embed_in_child` of shard 0 on one thread; with what its progress came to: images done, images failed."""
     progress = [0, 0]
 
@@ -94,7 +94,7 @@ def embed_watched(child: Child, store: Store, plan: str, stall_s: float = 120) -
         progress[0] += done
         progress[1] += failed
 
-    return embed_in_child(child, store.url, plan, 0, 1, add, stall_s=stall_s), progress
+    return embed_in_child(child, store.url, plan, 0, 1, add, **seconds), progress
 
 
 # A FIFO in an image's place is a meeting point: whoever opens it to read waits until somebody opens it to write.
@@ -299,6 +299,32 @@ def test_an_image_that_hangs_is_one_row(
     assert [row["error_kind"] for row in rows.values()] == [None, None]
     assert ((stats.images, stats.failed), progress) == ((3, 1), [3, 1])
     assert len(set(hung)) == len(hung) == SHARD_TRIES + STRIKES
+
+
+def test_an_image_beyond_its_time_ends_the_child_once_and_is_one_row(
+    tmp_path: Path, photos: Callable[[int], Path], child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("sif_batch.child.time", clock)
+    monkeypatch.setattr("sif_batch.watching.time", clock)
+    source = photos(3)
+    store, plan = make_root(tmp_path / "root", str(source))
+    photo = sorted(source.rglob("*.jpg"))[1]
+    replace_by_fifo(photo)
+    hung: list[int | None] = []
+
+    def hang() -> None:
+        hung.append(child.pid)
+        clock.hanging = True
+
+    with when_opened(photo, hang, lambda: setattr(clock, "hanging", False)):
+        stats, progress = embed_watched(child, store, plan, stall_s=1e9, image_timeout_s=500)
+    rows = part_rows(store, plan)
+    lost = rows.pop(str(photo.relative_to(source)))
+    assert (lost["error_kind"], lost["error"]) == ("timeout", "reading and decoding it took more than 500 s")
+    assert [row["error_kind"] for row in rows.values()] == [None, None]
+    assert ((stats.images, stats.failed), progress) == ((3, 1), [3, 1])
+    assert len(hung) == 1
 
 
 def test_a_child_that_dies_without_an_image_in_work_stops_the_run(

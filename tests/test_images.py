@@ -1,5 +1,7 @@
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -266,3 +268,29 @@ def test_damaged_bytes_give_an_image_or_a_reason(form: str, data: st.DataObject)
         assert error.kind in PERMANENT and str(error)
     else:
         assert decoded.pixels.mode == "RGB"
+
+
+FRAMES = """
+import sys
+from sif_batch.images import decode
+with open(sys.argv[1], "rb") as file:
+    data = file.read()
+decode(data)
+with open("/proc/self/status") as file:
+    print(next(line.split()[1] for line in file if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_the_frames_that_follow_cost_no_memory(form: str, tmp_path: Path) -> None:
+    """300 frames of 600 x 600 in RGB would be 324 MB."""
+    frames = [Image.new("RGB", (600, 600), (i % 256, i // 2, 7)) for i in range(300)]
+    peaks = []
+    for count in (1, 300):
+        path = tmp_path / f"{count}.image"
+        options = {"compression": "tiff_deflate"} if form == "TIFF" else {}
+        frames[0].save(path, form, save_all=True, append_images=frames[1:count], **options)
+        done = subprocess.run([sys.executable, "-c", FRAMES, path], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] < peaks[0] + 40

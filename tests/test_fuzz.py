@@ -1,0 +1,40 @@
+"""Real images, mutated: an image or a reason, in a process that lives on and does not grow."""
+
+import pytest
+from conftest import REPOSITORY
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic import checked
+
+from benchmarks.fuzz import mutate, seeds, try_all
+from sif_batch.child import Child
+from sif_batch.failures import PERMANENT
+
+MUTANTS = 1500
+
+
+@checked
+@given(st.integers(0, 2**32 - 1), st.binary(min_size=1, max_size=200))
+def test_a_mutant_is_decided_by_its_seed(seed: int, data: bytes) -> None:
+    assert mutate(data, seed) == mutate(data, seed)
+
+
+def test_every_seed_is_an_image() -> None:
+    found = try_all(list(seeds().values()))
+    assert found.kinds == {"image": len(seeds())}, found
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_images_end_as_an_image_or_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    child = Child()
+    whole = list(seeds().values())
+    mutants = [mutate(whole[number % len(whole)], number) for number in range(MUTANTS)]
+    try:
+        first = child.call("benchmarks.fuzz:try_in_child", stall_s=60, datas=mutants[:500])
+        again = child.call("benchmarks.fuzz:try_in_child", stall_s=60, datas=mutants)
+    finally:
+        child.close()
+    assert sum(again.kinds.values()) == MUTANTS
+    assert set(again.kinds) <= {"image", *PERMANENT} and again.kinds["image"] > 50 and len(again.kinds) >= 4
+    assert again.peak_mb < first.peak_mb + 150
