@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+from sif_batch.failures import PERMANENT, TRANSIENT
+
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_RUN = {"make test"}  # this is it
 
@@ -42,3 +44,13 @@ def test_links_in_the_documents_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8")):
             if not target.startswith(("http:", "https:")):
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_every_kind_of_failure_is_documented_with_its_remedy() -> None:
+    text = (REPOSITORY / "docs/images.md").read_text(encoding="utf-8")
+    rows = [line for line in text.partition("## Why an image fails")[2].splitlines() if line.startswith("| `")]
+    assert rows == [
+        f"| `{kind}` ({name}) | {means} | {remedy} |"
+        for name, kinds in (("permanent", PERMANENT), ("transient", TRANSIENT))
+        for kind, (means, remedy) in kinds.items()
+    ]
