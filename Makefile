@@ -31,7 +31,7 @@ $(VENV)/.installed-batch: $(UV) setup.py requirements.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(UV) setup.py requirements.txt
-	$(INSTALL) --editable '.[batch,torch,test]'
+	$(INSTALL) --editable '.[batch,torch,timm,test]'
 	@touch $@ $(VENV)/.installed-batch
 
 # Choose the versions in requirements.txt anew.

@@ -24,6 +24,7 @@ TEST = [
     "ruff>=0.8",
     "scikit-learn>=1.5",
     "setuptools>=77",
+    "timm>=1.0.15",
 ]
 
 STORES = {"s3": ["s3fs>=2025.3"], "gcs": ["gcsfs>=2025.3"], "azure": ["adlfs>=2024.12"]}

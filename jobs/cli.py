@@ -117,7 +117,7 @@ def run(places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: flo
     """
     from jobs.run import run as run_night
     from jobs.settings import RunSettings
-    from sif_batch.encoders.choose import EncoderRequest
+    from sif_batch.encoders.request import EncoderRequest
     from sif_batch.shards import Limits
 
     places, beam = split_beam_options(places)

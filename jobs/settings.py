@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from sif_batch.config import LAYOUT, Family, Frozen, GateSettings, IndexSettings, RootRecord, SifBatchError, Source
-from sif_batch.encoders.choose import Chosen, EncoderRequest, Say, choose_encoder
+from sif_batch.encoders.choose import Chosen, Say, choose_encoder
+from sif_batch.encoders.request import EncoderRequest
 from sif_batch.shards import Limits
 from sif_batch.sources import parse_sources
 from sif_batch.sources.files import base_of

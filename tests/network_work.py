@@ -92,6 +92,43 @@ def load_squeezenet(report: Report, path: str) -> None:
     fill(network, find_features(network).trunk, parse_state(given_weights(path), path), path)
 
 
+def timm_features(report: Report, name: str, pixels: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """What timm's own network gives without its classifier, and how timm prepares images for it."""
+    import timm
+    import torch
+
+    torch.manual_seed(SEED)
+    network = timm.create_model(name, pretrained=False, num_classes=0).eval()
+    config = timm.data.resolve_model_data_config(network)
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        found = network((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
+    return found, {"mean": list(config["mean"]), "std": list(config["std"]), "size": config["input_size"][-1]}
+
+
+def fetch(report: Report, home: str, url: str) -> str:
+    """The sha256 of weights fetched as from torch's hub, with its cache below `home`."""
+    from sif_batch.encoders.weights import cached_weights
+    from sif_batch.storage import digest
+
+    os.environ["TORCH_HOME"] = home
+    return digest(cached_weights("squeezenet weights", url))
+
+
+def state_of(report: Report, place: str) -> str:
+    """The digest of the state dict that --weights gives."""
+    from sif_batch.encoders.weights import given_weights, parse_state, state_digest
+
+    return state_digest(parse_state(given_weights(place), place))
+
+
+def as_safetensors(report: Report, source: str, target: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file(torch.load(source, weights_only=True)["state_dict"], target)
+
+
 class _Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch executed",)

@@ -15,7 +15,16 @@ from conftest import REPOSITORY
 import sif_batch
 
 ROOMS = ("sif_batch", "pipelines", "jobs")  # each may import from those before it
-BRING_IN = {"export", "features", "onnx_files", "own_onnx", "timm_export", "torchvision_weights", "weights"}
+BRING_IN = {
+    "export",
+    "features",
+    "onnx_files",
+    "onnx_graph",
+    "own_onnx",
+    "timm_export",
+    "torchvision_weights",
+    "weights",
+}
 READER = ("sif_batch.query", "sif_batch.evaluation", "sif_batch.release")
 # What the base install has; the rest stands in extras.
 BASE = {"click", "faiss", "fsspec", "numpy", "onnxruntime", "pi_heif", "PIL", "pyarrow", "pydantic", "rich"}

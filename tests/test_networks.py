@@ -1,6 +1,9 @@
+import functools
+import http.server
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +15,9 @@ from conftest import PHOTOS, Finished
 from sif_batch.child import Child
 from sif_batch.config import SifBatchError
 from sif_batch.encoders import BUILT_IN, Encoder, built_in_spec, install_encoder
-from sif_batch.encoders.choose import Chosen, EncoderRequest, choose_encoder, export
+from sif_batch.encoders.choose import Chosen, choose_encoder, export
 from sif_batch.encoders.names import TORCHVISION
+from sif_batch.encoders.request import EncoderRequest, weights_label
 from sif_batch.encoders.spec import DEFAULT
 from sif_batch.storage import Store, digest
 
@@ -302,6 +306,115 @@ def test_an_unusable_onnx_is_one_line(
             folder=str(tmp_path),
         )
     assert says in str(raised.value) and "\n" not in str(raised.value) and raised.value.remedy
+
+
+TINY = "timm:test_vit"
+
+
+def test_a_network_of_timm_is_what_timm_makes_of_it(child: Child, tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="needs sif-batch[timm]")
+    chosen, encoder = bring(tmp_path, encoder=TINY, random_weights=True)
+    check_file(chosen.model or b"")
+    spec = chosen.spec
+    assert (spec.source, spec.weights, spec.name) == ("timm", "random, seed 0", TINY)
+    pixels = np.stack([encoder.read_image(photo.read_bytes())[0] for photo in SOME])
+    expected, config = child.call("network_work:timm_features", name="test_vit", pixels=pixels)
+    assert (list(spec.mean), list(spec.std), spec.input_size) == (config["mean"], config["std"], config["size"])
+    assert spec.dimension == expected.shape[1]
+    assert cosines(encoder.embed(pixels), expected).min() > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("encoder", "says"), [("timm:resnet81", "timm knows no network 'resnet81'"), ("timm:", "timm knows no network ''")]
+)
+def test_an_unknown_network_of_timm_is_one_line(child: Child, encoder: str, says: str, tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="needs sif-batch[timm]")
+    with pytest.raises(SifBatchError) as raised:
+        bring(tmp_path, encoder=encoder, random_weights=True)
+    assert says in str(raised.value) and "the nearest: " in raised.value.remedy
+
+
+def test_a_missing_timm_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.delitem(sys.modules, "sif_batch.encoders.timm_export", raising=False)
+    with pytest.raises(SifBatchError, match="timm:x needs timm") as raised:
+        export(print, "timm", asked={"encoder": "timm:x"}, stated={}, folder="")
+    assert "sif-batch[timm]" in raised.value.remedy
+
+
+@pytest.fixture
+def served(states: Path) -> Iterator[str]:
+    """The URL of a server on this machine that gives the files of weights."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(states))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_weights_from_a_url_are_those_of_the_file(child: Child, states: Path, served: str) -> None:
+    file = child.call("network_work:state_of", place=str(states / "wrapped.pth"))
+    assert child.call("network_work:state_of", place=f"{served}/wrapped.pth?token=secret") == file
+    assert weights_label("https://me:secret@host/a/w.pth?token=secret") == "https://host/a/w.pth"
+
+
+def test_weights_that_a_url_does_not_give_are_one_line_without_secrets(child: Child, served: str) -> None:
+    for url, says in (
+        (f"{served}/gone.pth?token=secret", "File not found"),
+        ("http://me:secret@127.0.0.1:9/w.pth", "cannot be read"),
+        ("http://127.0.0.1:9/w.pth", "refused"),
+    ):
+        with pytest.raises(SifBatchError) as raised:
+            child.call("network_work:load_squeezenet", path=url)
+        assert says in str(raised.value) and "\n" not in str(raised.value) and raised.value.remedy
+        assert "secret" not in str(raised.value)
+
+
+def test_weights_are_fetched_once_into_the_cache_of_torch(
+    child: Child, states: Path, served: str, tmp_path: Path
+) -> None:
+    """As from the hub, but for the host: the file's name holds the beginning of its digest."""
+    data = (states / "wrapped.pth").read_bytes()
+    name = f"squeezenet-{digest(data, 8)}.pth"
+    (states / name).write_bytes(data)
+    (states / "squeezenet-00000000.pth").write_bytes(data)
+    fetched = [child.call("network_work:fetch", home=str(tmp_path), url=f"{served}/{name}")]
+    assert (tmp_path / "hub/checkpoints" / name).read_bytes() == data
+    fetched.append(child.call("network_work:fetch", home=str(tmp_path), url=f"http://127.0.0.1:9/{name}"))
+    assert fetched == [digest(data)] * 2
+    with pytest.raises(SifBatchError, match="its name says 00000000"):
+        child.call("network_work:fetch", home=str(tmp_path), url=f"{served}/squeezenet-00000000.pth")
+
+
+def test_safetensors_hold_the_same_weights(child: Child, states: Path, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors", reason="needs sif-batch[timm]")
+    whole, copy = str(states / "wrapped.pth"), str(tmp_path / "w.safetensors")
+    child.call("network_work:as_safetensors", source=whole, target=copy)
+    assert child.call("network_work:state_of", place=copy) == child.call("network_work:state_of", place=whole)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "avg", "max"])
+def test_tokens_of_an_own_onnx_are_pooled(tmp_path: Path, pooling: str) -> None:
+    """The map's pixels stand for tokens, (n, t, 8)."""
+    path = tmp_path / "tokens.onnx"
+    weights = make_onnx(path, ["n", 3, 64, 64])
+    model = onnx.load(path)
+    model.graph.node.append(onnx.helper.make_node("Reshape", ["map", "rows"], ["flat"]))
+    model.graph.node.append(onnx.helper.make_node("Transpose", ["flat"], ["tokens"], perm=[0, 2, 1]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 8, -1], np.int64), "rows"))
+    onnx.save(model, path)
+    (tmp_path / "spec.toml").write_text('range = 1\noutput = "tokens"')
+    asked = {"encoder": str(path), "preprocess": str(tmp_path / "spec.toml"), "pooling": pooling}
+    _, encoder = bring(tmp_path, **asked)
+    pixels = np.stack([encoder.read_image(photo.read_bytes())[0] for photo in SOME])
+    windows = np.lib.stride_tricks.sliding_window_view(pixels / 255, (7, 7), axis=(1, 2))[:, ::4, ::4]
+    tokens = np.einsum("nhwcij,ocij->nohw", windows, weights.astype(np.float64)).reshape(len(pixels), 8, -1)
+    expected = {"cls": tokens[..., 0], "avg": tokens.mean(2), "max": tokens.max(2)}[pooling]
+    np.testing.assert_allclose(encoder.embed(pixels), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 def test_views_are_averaged() -> None:

@@ -11,10 +11,10 @@ import torchvision
 from torch import nn
 
 from sif_batch.config import SifBatchError
-from sif_batch.encoders.choose import weights_label
 from sif_batch.encoders.features import FeatureNetwork, find_features
 from sif_batch.encoders.onnx_files import check_pixels, compare, write_plain
 from sif_batch.encoders.preprocess import geometry
+from sif_batch.encoders.request import shown, weights_label
 from sif_batch.encoders.runtime import Encoder
 from sif_batch.encoders.spec import EncoderSpec, View
 from sif_batch.encoders.torchvision_weights import UNSTATED, licence_of, own_weights, preprocessing_of
@@ -49,7 +49,7 @@ def export_torchvision(report: Report, asked: dict[str, Any], stated: dict[str, 
         fields["licence"] = "none needed"
         label = ""
     elif asked["weights"]:
-        data, label = given_weights(asked["weights"]), asked["weights"]
+        data, label = given_weights(asked["weights"]), shown(asked["weights"])
         fields |= {"weights": weights_label(label), "licence": "unknown (given by --weights)"}
     else:
         label = f"the weights {own.name} of {name}"

@@ -10,11 +10,11 @@ import timm
 import torch
 
 from sif_batch.config import SifBatchError
-from sif_batch.encoders.choose import weights_label
 from sif_batch.encoders.export import SEED, finish, wrap
 from sif_batch.encoders.features import Features
 from sif_batch.encoders.names import TIMM
 from sif_batch.encoders.preprocess import fit_to, geometry
+from sif_batch.encoders.request import shown, weights_label
 from sif_batch.encoders.spec import EncoderSpec
 from sif_batch.encoders.weights import REMEDY, fill, given_weights, parse_state, state_digest
 from sif_batch.storage import digest
@@ -39,7 +39,7 @@ def export_timm(
     if trained:
         fields |= {"weights": f"timm {timm.__version__}: {getattr(config, 'tag', '') or name}"}
     elif asked["weights"]:
-        data, label = given_weights(asked["weights"]), asked["weights"]
+        data, label = given_weights(asked["weights"]), shown(asked["weights"])
         heads = config.classifier if isinstance(config.classifier, tuple) else (config.classifier or "",)
         state = {k: v for k, v in parse_state(data, label).items() if k.rpartition(".")[0] not in heads}
         fill(network, network, state, label)

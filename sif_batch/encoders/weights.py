@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sif_batch.config import SifBatchError
+from sif_batch.encoders.request import shown
 from sif_batch.storage import digest
 
 TIMEOUT_S = 30
@@ -86,11 +87,13 @@ def given_weights(place: str) -> bytes:
             return bytes(file.read())
     except ImportError as error:
         raise SifBatchError(
-            f"--weights {place}: {error}", remedy="install that store's extra, or give a file"
+            f"--weights {shown(place)}: {error}", remedy="install that store's extra, or give a file"
         ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise SifBatchError(f"--weights {place} cannot be read ({reason})", remedy="give a file or a URL") from error
+        raise SifBatchError(
+            f"--weights {shown(place)} cannot be read ({reason})", remedy="give a file or a URL"
+        ) from error
 
 
 def parse_state(data: bytes, label: str) -> State:
