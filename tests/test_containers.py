@@ -1,5 +1,6 @@
 """Containers from listing to release: the same vectors as the files, whatever happens on the way."""
 
+import errno
 import io
 import json
 import os
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,12 +23,14 @@ from synthetic import ENCODER, Row, checked, entries_of
 
 from sif_batch.catalog import load_catalog
 from sif_batch.config import SifBatchError, Source
+from sif_batch.failures import ImageError, telling_io
 from sif_batch.parts import encode_part, part_path
 from sif_batch.query import Index
 from sif_batch.shards import OPEN, Limits, part_name
-from sif_batch.sources import list_sources, parse_sources
+from sif_batch.sources import list_sources, parse_sources, reading
 from sif_batch.sources.files import entry_rule
 from sif_batch.sources.names import hash_of, member_key
+from sif_batch.sources.reading import read_container
 from sif_batch.standing import live_rows, spans_to_do, stale_rows, standing_rows
 from sif_batch.storage import Store
 
@@ -304,3 +308,55 @@ def test_all_failures_are_tried_again_on_demand(
     assert "no format that is known" in text and "attempt 2" in text and "--exclude" in text
     unknown = sif_batch("explain", root, "nothing.jpg")
     assert unknown.code == 1 and "nothing is known of nothing.jpg" in unknown.err
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_a_container_in_an_object_store_is_read_and_a_change_is_noticed(name: str) -> None:
+    fs = fsspec.filesystem("memory")
+    sink = io.BytesIO()
+    if name == "a.tar":
+        with tarfile.open(fileobj=sink, mode="w") as archive:
+            for member in ("0.jpg", "1.jpg"):
+                info = tarfile.TarInfo(member)
+                info.size = 3
+                archive.addfile(info, io.BytesIO(b"abc"))
+    else:
+        pq.write_table(pa.table({"image": [b"abc", b"abc"]}), sink)
+    fs.pipe_file(f"/containers/{name}", sink.getvalue())
+    (source,) = parse_sources([f"memory://containers/*{Path(name).suffix}"])
+    try:
+        (entry,) = list_sources([source]).entries.to_pylist()
+        pieces = list(read_container(source, entry["path"], entry["version"], 0, 100))
+        assert [member.data for piece in pieces for member in piece.members] == [b"abc", b"abc"]
+        with pytest.raises(ImageError) as raised:
+            list(read_container(source, entry["path"], "another", 0, 100))
+        assert raised.value.kind == "changed"
+        with pytest.raises(ImageError) as raised:
+            list(read_container(source, f"gone{name}", "another", 0, 100))
+        assert raised.value.kind == "missing"
+    finally:
+        fs.rm("/containers", recursive=True)
+
+
+def test_a_disk_that_fails_in_the_middle_of_a_container_is_unreadable_not_corrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(
+        pa.table({"image": [bytes([i]) * 5000 for i in range(100)]}), tmp_path / "a.parquet", row_group_size=9
+    )
+    (source,) = parse_sources([str(tmp_path / "*.parquet")])
+    (entry,) = list_sources([source]).entries.to_pylist()
+    honest = reading._Telling.read
+    reads = []
+
+    def failing(self: Any, size: int = -1) -> bytes:
+        reads.append(size)
+        if len(reads) > 12:
+            with telling_io():
+                raise OSError(errno.EIO, "Input/output error")
+        return honest(self, size)
+
+    monkeypatch.setattr(reading._Telling, "read", failing)
+    with pytest.raises(ImageError) as raised:
+        list(read_container(source, entry["path"], entry["version"], 0, 10_000))
+    assert raised.value.kind == "unreadable"

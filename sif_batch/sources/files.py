@@ -11,6 +11,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 from fsspec.utils import glob_translate
@@ -134,7 +135,8 @@ def remote_version(info: dict[str, Any]) -> str:
         if info.get(name):
             return str(info[name]).strip('"')
     time = next((info[name] for name in TIME_FIELDS if info.get(name)), 0)
-    return f"{info['size']}-{time}"
+    # One store's clients give the same moment as a number in a listing and as a date for a single object.
+    return f"{info['size']}-{time.timestamp() if isinstance(time, datetime) else time}"
 
 
 def entry_rule(source: Source) -> Callable[[str], bool]:

@@ -16,7 +16,7 @@ from sif_batch.sources.names import local_of
 from sif_batch.storage import is_local
 
 BATCH_ROWS = 32
-BUFFER_BYTES = 2**20  # read at once of a column: a row group is never in memory whole
+BUFFER_BYTES = 2**20  # read at once of a column: pages are in memory, a row group never whole
 
 
 def read_table(file: BinaryIO, first: int, column: str | None, keep: Sequence[str], max_bytes: int) -> Pieces:
@@ -25,7 +25,7 @@ def read_table(file: BinaryIO, first: int, column: str | None, keep: Sequence[st
     A damaged row group is passed over. Raises ImageError at the end if one was, at once if nothing can be read.
     """
     try:
-        parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
+        parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
         image, others = choose_columns(parquet.schema_arrow, column, keep)
     except SifBatchError as error:
         raise ImageError("unsupported", str(error)) from error
