@@ -360,3 +360,25 @@ def test_a_disk_that_fails_in_the_middle_of_a_container_is_unreadable_not_corrup
     with pytest.raises(ImageError) as raised:
         list(read_container(source, entry["path"], entry["version"], 0, 10_000))
     assert raised.value.kind == "unreadable"
+
+
+def test_other_options_make_another_version_of_a_container_alone(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [b"1"], "b": [b"2"], "n": [1]}), tmp_path / "t.parquet")
+    Image.new("RGB", (2, 2)).save(tmp_path / "1.png")
+    options: list[dict[str, Any]] = [
+        {"image_column": "a"},
+        {"image_column": "b"},
+        {"image_column": "b", "keep": ("n",)},
+        {"image_column": "b", "keep": ("n",), "exclude": ("x",)},
+    ]
+    found = []
+    for some in options:
+        entries = list_sources(
+            parse_sources([str(tmp_path)], **{"include": ("*.parquet",), **some})
+        ).entries.to_pylist()
+        versions = {entry["path"]: entry["version"] for entry in entries}
+        (source,) = parse_sources([str(tmp_path)], include=("*.parquet",), **some)
+        (piece,) = read_container(source, "t.parquet", versions["t.parquet"], 0, 9)
+        found.append((versions["t.parquet"], versions["1.png"], piece.members[0].data))
+    assert len({version for version, _, _ in found}) == 3 and len({version for _, version, _ in found}) == 1
+    assert [data for _, _, data in found] == [b"1", b"2", b"2", b"2"]

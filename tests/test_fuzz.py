@@ -1,7 +1,10 @@
 """Real images, mutated: an image or a reason, in a process that lives on and does not grow."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, Finished
 from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import checked
@@ -38,3 +41,15 @@ def test_mutated_images_end_as_an_image_or_a_reason(monkeypatch: pytest.MonkeyPa
     assert sum(again.kinds.values()) == MUTANTS
     assert set(again.kinds) <= {"image", *PERMANENT} and again.kinds["image"] > 50 and len(again.kinds) >= 4
     assert again.peak_mb < first.peak_mb + 150
+
+
+def test_a_run_accounts_for_every_mutant(sif_batch: Callable[..., Finished], tmp_path: Path) -> None:
+    whole = list(seeds().values())
+    (tmp_path / "mutants").mkdir()
+    for number in range(150):
+        (tmp_path / "mutants" / f"{number}.jpg").write_bytes(mutate(whole[number % len(whole)], 10**6 + number))
+    run = sif_batch("run", "mutants", "root", "--max-failures", 1, "--shard-images", 40, "--json").json
+    assert run["listed"] == run["embedded"] + run["failed"] == 150 and run["in_index"] == run["embedded"] > 10
+    failures = sif_batch("status", "root", "--failures", "--json").json["failures"]
+    assert len({failure["key"] for failure in failures}) == len(failures) == run["failed"]
+    assert {failure["kind"] for failure in failures} <= set(PERMANENT) and all(failure["error"] for failure in failures)

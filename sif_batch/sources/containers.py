@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from sif_batch.config import Source, canonical_json
 from sif_batch.failures import ImageError
+from sif_batch.storage import digest
 
 SUFFIXES = {".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".parquet": "parquet"}
 
@@ -33,6 +35,15 @@ class Piece:
 # read, a damaged container raises ImageError.
 Pieces = Iterator[Piece]
 IsEntry = Callable[[str], bool]
+
+
+def container_version(source: Source, path: str, version: str) -> str:
+    """An entry's version; of a container with the options that decide what is read from it, behind a #."""
+    kind = container_kind(path)
+    if kind is None:
+        return version
+    options = (source.image_column, source.keep) if kind == "parquet" else (source.include, source.exclude)
+    return f"{version}#{digest(canonical_json(options), 8)}" if any(options) else version
 
 
 def container_kind(path: str) -> str | None:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sif_batch.config import SifBatchError, Source, canonical_json
+from sif_batch.sources.containers import container_version
 from sif_batch.sources.files import base_of, find_files
 from sif_batch.sources.tables import check_table
 from sif_batch.storage import Store, check_text, digest, is_local, open_filesystem
@@ -95,7 +96,8 @@ def list_sources(sources: Sequence[Source], on_progress: Callable[[int], None] =
     """List every source whole. A source that cannot be listed, or that is empty, stops here."""
     tables, ignored = [], {}
     for source in sources:
-        paths, sizes, versions, left_out = find_files(source, on_progress)
+        paths, sizes, found, left_out = find_files(source, on_progress)
+        versions = [container_version(source, p, version) for p, version in zip(paths, found, strict=True)]
         if not paths:
             what = f" (ignored by name: {left_out})" if left_out else ""
             raise SifBatchError(

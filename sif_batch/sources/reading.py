@@ -58,7 +58,7 @@ def check_unchanged(source: Source, path: str, version: str) -> None:
 
 
 def _check_version(found: str, listed: str) -> None:
-    if found != listed:
+    if found != listed.partition("#")[0]:
         raise ImageError("changed", "it changed after it was listed")
 
 
