@@ -4,6 +4,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from sif_batch.config import SifBatchError, Source
@@ -191,3 +192,19 @@ def test_progress_is_told_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     told: list[int] = []
     find_files(Source(name="s", url=str(tmp_path)), told.append)
     assert told == [2, 4]
+
+
+def test_zero_byte_objects_that_stand_for_folders_are_no_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As consoles of object stores make them; s3fs and gcsfs name them with a slash at the end."""
+    objects = {"a/": 0, "a/1.jpg": 3, "a/b/": 0, "a/empty.jpg": 0}
+
+    class Bucket(MemoryFileSystem):
+        def find(self, path: str, **options: object) -> dict[str, dict[str, object]]:
+            return {f"{path}/{name}": {"size": size, "ETag": f'"{name}"'} for name, size in objects.items()}
+
+        def exists(self, path: str, **options: object) -> bool:
+            return True
+
+    monkeypatch.setattr("sif_batch.sources.files.open_filesystem", lambda url: (Bucket(), "/bucket"))
+    paths, sizes, versions, ignored = find_files(Source(name="s", url="memory://bucket"))
+    assert (paths, sizes, versions, ignored) == (["a/1.jpg", "a/empty.jpg"], [3, 0], ["a/1.jpg", "a/empty.jpg"], 0)
