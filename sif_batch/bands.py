@@ -40,7 +40,8 @@ def read_dicom(data: bytes, max_pixels: int, reduction: Reduction) -> Read:
         raise ImageError("unsupported", "the DICOM file holds no pixels")
     width, height, kind = int(dataset.Columns), int(dataset.Rows), str(dataset.get("PhotometricInterpretation"))
     samples = int(dataset.get("SamplesPerPixel") or 1)
-    taken = YCC_BYTES if kind.startswith("YBR") else 3 * samples * math.ceil(int(dataset.get("BitsAllocated") or 8) / 8)
+    stored = samples * math.ceil(int(dataset.get("BitsAllocated") or 8) / 8)
+    taken = YCC_BYTES if kind.startswith("YBR") else 2 * stored + 2
     with room_for(width, height, max_pixels, width * height * taken):
         try:
             values = pixel_array(io.BytesIO(data), index=0)

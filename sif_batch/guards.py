@@ -25,7 +25,9 @@ def room_for(width: int, height: int, max_pixels: int, needed: int) -> Iterator[
     check_pixels(width, height, max_pixels)
     if needed > BYTES_A_PIXEL * max_pixels:
         limit = max_pixels * BYTES_A_PIXEL * width * height // needed
-        raise ImageError("too_large", f"{width} x {height} pixels; in this form, hard to decode, the limit is {limit}")
+        raise ImageError(
+            "too_large", f"{width} x {height} pixels; the limit is {limit} in a form that takes so much memory"
+        )
     with _one_large if needed > LARGE_BYTES else contextlib.nullcontext():
         yield
 

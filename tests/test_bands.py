@@ -102,6 +102,10 @@ def test_dicom_that_cannot_be_used() -> None:
     del empty.PixelData
     sink = io.BytesIO()
     pydicom.dcmwrite(sink, empty)
+    assert kind_of(sink.getvalue())[0] == "unsupported" and "Pixel Data" in kind_of(sink.getvalue())[1]
+    empty.Rows = None
+    sink = io.BytesIO()
+    pydicom.dcmwrite(sink, empty)
     assert kind_of(sink.getvalue()) == ("unsupported", "the DICOM file holds no pixels")
     assert kind_of(data[:-50])[0] in ("corrupt", "truncated")
     assert kind_of(data[:140])[0] in ("corrupt", "truncated", "unsupported")
@@ -142,10 +146,13 @@ def test_of_two_bands_the_first_is_grey() -> None:
     assert np.array_equal(found, np.dstack([np.round(values[..., 0] * (255 / 65535))] * 3))
 
 
-def test_tiff_of_too_many_bands_or_of_complex_numbers() -> None:
+def test_tiff_whose_strips_are_too_large_or_of_complex_numbers() -> None:
+    """A strip is decoded whole: 600 pixels of 13 bands of 2 bytes, held twice, and 4 bytes a pixel of the picture."""
     options = {"photometric": "minisblack", "planarconfig": "contig"}
-    assert kind_of(tiff_bytes(BANDS, **options), max_pixels=1900)[0] == "too_large"
-    assert decoded(tiff_bytes(BANDS, **options), max_pixels=1950).shape == (20, 30, 3)
+    assert kind_of(tiff_bytes(BANDS, **options), max_pixels=4199)[0] == "too_large"
+    assert decoded(tiff_bytes(BANDS, **options), max_pixels=4200).shape == (20, 30, 3)
+    assert decoded(tiff_bytes(BANDS, rowsperstrip=1, **options), max_pixels=600).shape == (20, 30, 3)
+    assert kind_of(tiff_bytes(BANDS, rowsperstrip=1, **options), max_pixels=599)[0] == "too_large"
     assert kind_of(tiff_bytes(BANDS[..., 0].astype(np.complex64)))[0] == "unsupported"
 
 
