@@ -4,6 +4,7 @@ python -m benchmarks.fuzz --minutes 10 [--seed N] [--json]
 """
 
 import argparse
+import contextlib
 import functools
 import io
 import json
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.heic import heic
 from sif_batch.child import Child, ChildDied
 from sif_batch.failures import ImageError
 from sif_batch.images import decode
@@ -57,8 +59,61 @@ def seeds() -> dict[str, bytes]:
     made["rgba"], made["palette"] = _encoded(rgba, "PNG"), _encoded(rgb.quantize(8), "PNG")
     made["16 bit"] = _encoded(Image.fromarray(values[..., 0].astype(np.uint16) * 257), "PNG")
     made["float"] = _encoded(Image.fromarray(values[..., 0].astype(np.float32)), "TIFF")
+    luma, chroma = (
+        np.kron(values[:4, :8, 0], np.ones((8, 8), np.uint8)),
+        np.kron(values[:2, :4, :2], np.ones((8, 8, 1))),
+    )
+    planes = [luma, *np.moveaxis(chroma.astype(np.uint8), -1, 0)]
+    made["heic"], made["heic grid"] = heic(planes, turns=1), heic(planes[:1], tiles=(2, 2), others=1)
+    made |= _beyond_pillow(values)
     made["frames"] = _encoded(rgb, "GIF", save_all=True, append_images=[rgba.convert("RGB").rotate(90)])
     return made
+
+
+def _beyond_pillow(values: np.ndarray) -> dict[str, bytes]:
+    """What the extras read, if they are installed."""
+    made = {}
+    with contextlib.suppress(ImportError):
+        import tifffile
+
+        wide = values.astype(np.uint16) * 200
+        options = ((None, None), ("lzw", None), ("deflate", (16, 16)), ("packbits", None))
+        for codec, tile in options:
+            sink = io.BytesIO()
+            many = np.concatenate([wide, wide], axis=-1)
+            tifffile.imwrite(sink, many, photometric="minisblack", planarconfig="contig", compression=codec, tile=tile)
+            made[f"bands {codec}"] = sink.getvalue()
+    with contextlib.suppress(ImportError):
+        import pydicom
+        from pydicom.encaps import encapsulate
+        from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
+
+        dataset = pydicom.Dataset()
+        dataset.Rows, dataset.Columns = values.shape[:2]
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.BitsAllocated = dataset.BitsStored = 16
+        dataset.HighBit, dataset.PixelRepresentation = 15, 0
+        dataset.WindowCenter, dataset.WindowWidth, dataset.RescaleSlope, dataset.RescaleIntercept = 20000, 30000, 1, 0
+        dataset.PixelData = (values[..., 0].astype(np.uint16) * 257).tobytes()
+        made["dicom"] = _dicom_bytes(dataset, ExplicitVRLittleEndian)
+        dataset.BitsAllocated = dataset.BitsStored = 8
+        dataset.HighBit = 7
+        dataset.PixelData = encapsulate([_encoded(Image.fromarray(values[..., 0]), "JPEG")])
+        dataset["PixelData"].VR = "OB"
+        made["dicom jpeg"] = _dicom_bytes(dataset, JPEGBaseline8Bit)
+    return made
+
+
+def _dicom_bytes(dataset: Any, syntax: str) -> bytes:
+    import pydicom
+
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset.SOPClassUID = dataset.SOPInstanceUID = "1.2.3"
+    sink = io.BytesIO()
+    pydicom.dcmwrite(sink, dataset, enforce_file_format=True)
+    return sink.getvalue()
 
 
 def _suited(image: Image.Image, form: str) -> Image.Image:

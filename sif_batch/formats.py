@@ -3,9 +3,11 @@
 import functools
 
 import pi_heif
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
-pi_heif.register_heif_opener()
+# Threads are the caller's: one image each. Nothing but the picture itself is ever looked at.
+pi_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 DICOM_EXTENSIONS = {".dcm", ".dicom"}
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -3,22 +3,21 @@
 import contextlib
 import io
 import math
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from sif_batch.bands import check_pixels, read_dicom, read_tiff
+from sif_batch.bands import Read, read_dicom, read_tiff
 from sif_batch.failures import ImageError
 from sif_batch.formats import is_dicom, is_tiff
+from sif_batch.guards import Reduction, check_pixels, decoder_bytes, halvings, jpeg2000_layout, room_for
 from sif_batch.pixels import to_rgb
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 512 * 2**20  # of a file
-LARGE_PIXELS = 16_000_000  # of such images one is decoded at a time, and converted in strips
-_one_large = threading.Lock()
+LARGE_PIXELS = 16_000_000  # larger ones are reduced by a whole factor where not all of them is asked for
 
 ORIENTATION = 0x0112  # EXIF tag
 SAMPLES = 277  # TIFF tag: how many bands
@@ -49,8 +48,9 @@ def decode(
 ) -> Decoded:
     """Decode the first frame as RGB, upright by its EXIF orientation.
 
-    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its shorter (side=min) or longer (max) side stays
-    `at_least` pixels. Raises ImageError.
+    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, an image of more than LARGE_PIXELS reduced by any whole
+    factor, as long as its shorter (side=min) or longer (max) side stays `at_least` pixels; one that would still have
+    more than twice LARGE_PIXELS is reduced further. Raises ImageError.
     """
     if not data:
         raise ImageError("not_an_image", "the file is empty")
@@ -83,34 +83,54 @@ def _telling_why() -> Iterator[None]:
 
 
 def _decode(data: bytes, at_least: int | None, side: Callable[..., int], max_pixels: int) -> Decoded:
+    def reduction(width: int, height: int) -> int:
+        if at_least is None or width * height <= LARGE_PIXELS:
+            return 1
+        return max(1, side(width, height) // at_least, math.ceil(math.sqrt(width * height / (2 * LARGE_PIXELS))))
+
     if is_dicom(data):
-        return _whole(read_dicom(data, max_pixels))
+        return _upright(*read_dicom(data, max_pixels, reduction))
     try:
-        return _decode_pillow(data, at_least, side, max_pixels)
+        return _upright(*_read_by_pillow(data, at_least, side, max_pixels, reduction))
     except Exception as error:
         beyond_pillow = is_tiff(data) and _kind_of(error) in ("not_an_image", "unsupported")
         if not beyond_pillow:
             raise
-        return _whole(read_tiff(data, max_pixels))
+        return _upright(*read_tiff(data, max_pixels, reduction))
 
 
-def _decode_pillow(data: bytes, at_least: int | None, side: Callable[..., int], max_pixels: int) -> Decoded:
+def _read_by_pillow(
+    data: bytes, at_least: int | None, side: Callable[..., int], max_pixels: int, reduction: Reduction
+) -> Read:
     with _freed_on_failure(Image.open(io.BytesIO(data))) as image:
         width, height = image.size
-        check_pixels(width, height, 1, max_pixels)
-        if image.format == "TIFF" and image.tag_v2.get(SAMPLES, 1) > 1 and len(image.getbands()) == 1:  # type: ignore[attr-defined]
-            raise ImageError("unsupported", "Pillow takes separate bands for grey")  # tifffile does not
+        check_pixels(width, height, max_pixels)
+        _check_variant(image)
         if at_least is not None and image.format == "JPEG":
             factor = at_least / side(width, height)
             image.draft("RGB", (math.ceil(width * factor), math.ceil(height * factor)))
-        large = image.width * image.height > LARGE_PIXELS
-        with _one_large if large else contextlib.nullcontext():
+        if image.format == "JPEG2000" and (whole := reduction(width, height)) > 1:
+            image.reduce = halvings(whole, jpeg2000_layout(data)[2])  # type: ignore[method-assign,assignment]
+        with room_for(width, height, max_pixels, decoder_bytes(image, data, (width, height))):
             image.load()
-            reduction = max(1, side(image.size) // at_least) if large and at_least is not None else 1
-            pixels = upright_rgb(image, reduction)
-        if orientation_of(image) in QUARTER_TURNS:
-            width, height = height, width
-        return Decoded(pixels, width, height)
+            pixels = to_rgb(image, reduction(*image.size))
+        return pixels, width, height, orientation_of(image)
+
+
+def _check_variant(image: ImageFile) -> None:
+    """Raise ImageError for a TIFF that Pillow reads wrongly, or cannot say why it does not read."""
+    if image.format != "TIFF":
+        return
+    if image.tag_v2.get(SAMPLES, 1) > 1 and len(image.getbands()) == 1:  # type: ignore[attr-defined]
+        raise ImageError("unsupported", "Pillow takes separate bands for grey")  # tifffile does not
+    if image.info.get("compression") == "webp":
+        raise ImageError("unsupported", "TIFF compressed as WebP")
+
+
+def _upright(rgb: Image.Image, width: int, height: int, orientation: int) -> Decoded:
+    if orientation in QUARTER_TURNS:
+        width, height = height, width
+    return Decoded(_turned(rgb, orientation), width, height)
 
 
 @contextlib.contextmanager
@@ -123,10 +143,6 @@ def _freed_on_failure(image: ImageFile) -> Iterator[ImageFile]:
         raise
 
 
-def _whole(image: Image.Image) -> Decoded:
-    return Decoded(image, image.width, image.height)
-
-
 def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) where the EXIF cannot be read: its pixels can."""
     try:
@@ -135,10 +151,13 @@ def orientation_of(image: Image.Image) -> int:
         return 1
 
 
-def upright_rgb(image: Image.Image, reduction: int = 1) -> Image.Image:
-    """The image turned as its EXIF orientation says, as RGB, reduced by a whole factor."""
-    turn = TURNS.get(orientation_of(image))
-    rgb = to_rgb(image, reduction)
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says, as RGB."""
+    return _turned(to_rgb(image), orientation_of(image))
+
+
+def _turned(rgb: Image.Image, orientation: int) -> Image.Image:
+    turn = TURNS.get(orientation)
     return rgb if turn is None else rgb.transpose(turn)
 
 

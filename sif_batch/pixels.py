@@ -1,16 +1,16 @@
 """Any kind of pixels as 8-bit sRGB: what palettes, transparency, many bits, many inks and colour profiles become."""
 
-import functools
-import io
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
+
+from sif_batch.profiles import to_srgb
 
 BACKGROUND = (255, 255, 255)  # what shows through transparency
 STRIP_PIXELS = 4_000_000  # converted at once, so that no second copy of a large image is ever made
 MANY_BITS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-WITH_PROFILE = ("RGB", "CMYK", "L", "LAB")  # modes that a colour profile is applied to
 
 
 def to_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
@@ -19,15 +19,29 @@ def to_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
     if image.mode == "RGB" and factor == 1 and not image.info.keys() & {"transparency", "icc_profile"}:
         return image
     levels = _levels(image) if image.mode in MANY_BITS else None
-    rows = max(1, STRIP_PIXELS // image.width // factor) * factor
-    if rows >= image.height:
-        return _reduced(_convert(image, levels), factor)
-    size = (math.ceil(image.width / factor), math.ceil(image.height / factor))
-    rgb = Image.new("RGB", size)
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        rgb.paste(_reduced(_convert(strip, levels), factor), (0, top // factor))
+    if factor == 1 and image.width * image.height <= STRIP_PIXELS:
+        return _convert(image, levels)
+    return in_strips(
+        image.width,
+        image.height,
+        factor,
+        lambda top, bottom: _convert(image.crop((0, top, image.width, bottom)), levels),
+    )
+
+
+def in_strips(width: int, height: int, factor: int, strip: Callable[[int, int], Image.Image]) -> Image.Image:
+    """The RGB image, reduced by a whole factor, that `strip` gives the rows `top` to `bottom` of."""
+    rows = max(1, STRIP_PIXELS // width // factor) * factor
+    if rows >= height:
+        return _reduced(strip(0, height), factor)
+    rgb = Image.new("RGB", (math.ceil(width / factor), math.ceil(height / factor)))
+    for top in range(0, height, rows):
+        rgb.paste(_reduced(strip(top, min(top + rows, height)), factor), (0, top // factor))
     return rgb
+
+
+def rows_of_strip(width: int) -> int:
+    return max(1, STRIP_PIXELS // max(1, width))
 
 
 def _reduced(image: Image.Image, factor: int) -> Image.Image:
@@ -36,61 +50,36 @@ def _reduced(image: Image.Image, factor: int) -> Image.Image:
 
 def _convert(image: Image.Image, levels: tuple[float, float] | None) -> Image.Image:
     if levels is not None:
-        return Image.fromarray(eight_bits(np.asarray(image), *levels)).convert("RGB")
+        return _scaled(image, levels)
     profile = image.info.get("icc_profile")
     if not image.has_transparency_data:
-        return _to_srgb(image, profile) if profile else image.convert("RGB")
+        return to_srgb(image, profile) if profile else image.convert("RGB")
     rgba = image.convert("RGBA")
-    if profile and image.mode not in ("LA", "La"):
+    if profile:
         alpha = rgba.getchannel("A")
-        rgba = _to_srgb(rgba.convert("RGB"), profile).convert("RGBA")
+        opaque = image.convert("LA").getchannel("L") if image.mode in ("L", "LA", "La") else rgba.convert("RGB")
+        rgba = to_srgb(opaque, profile).convert("RGBA")
         rgba.putalpha(alpha)
     return Image.alpha_composite(Image.new("RGBA", rgba.size, (*BACKGROUND, 255)), rgba).convert("RGB")
 
 
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """The image's colours in sRGB; a profile that is damaged or of another kind of image changes nothing."""
-    if image.mode not in WITH_PROFILE:
-        image = image.convert("RGB")
-    transform = _transform(bytes(profile), image.mode)
-    if transform is None:
-        return image.convert("RGB")
-    converted = ImageCms.applyTransform(image, transform)
-    assert converted is not None  # None is for work in place
-    return converted
-
-
-@functools.lru_cache(maxsize=64)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """How a profile's colours become sRGB, by relative colorimetry; None: they are sRGB, or nothing can be known.
-
-    lcms2 copies its cache for each call, so one transform serves several threads.
-    """
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower():
-            return None
-        intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
-        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", intent)
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return None
+def _scaled(image: Image.Image, levels: tuple[float, float]) -> Image.Image:
+    values = np.asarray(image)
+    shades = to_eight_bits(values, *levels)
+    clear = image.info.get("transparency")  # a grey value
+    if isinstance(clear, int | float):
+        shades[values == clear] = BACKGROUND[0]
+    return Image.fromarray(shades).convert("RGB")
 
 
 def _levels(image: Image.Image) -> tuple[float, float]:
-    """`value_levels` of an image, strip by strip."""
-    rows = max(1, STRIP_PIXELS // image.width)
+    """`levels_of` an image, strip by strip."""
+    rows = rows_of_strip(image.width)
     ends = [
-        _finite_ends(np.asarray(image.crop((0, top, image.width, min(top + rows, image.height)))))
+        ends_of(np.asarray(image.crop((0, top, image.width, min(top + rows, image.height)))))
         for top in range(0, image.height, rows)
     ]
     return levels_of(min(low for low, _ in ends), max(high for _, high in ends))
-
-
-def _finite_ends(values: np.ndarray) -> tuple[float, float]:
-    """The smallest and the largest value, what is not finite taken for 0."""
-    if values.dtype.kind == "f":
-        values = np.nan_to_num(values, posinf=0, neginf=0)
-    return float(values.min()), float(values.max())
 
 
 def levels_of(low: float, high: float) -> tuple[float, float]:
@@ -101,7 +90,28 @@ def levels_of(low: float, high: float) -> tuple[float, float]:
     return low, high
 
 
-def eight_bits(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Values of any type as uint8, `low` as 0 and `high` as 255, of the same shape."""
-    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
-    return np.round((values - low) * (255 / (high - low or 1))).astype(np.uint8)
+def ends_of(values: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest of (h, w, ...) values, what is not finite taken for 0."""
+    if values.dtype.kind != "f":
+        return float(values.min()), float(values.max())
+    ends = [(strip.min(), strip.max()) for strip in map(_finite, _row_strips(values))]
+    return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
+
+
+def to_eight_bits(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(h, w, ...) values of any type as uint8, `low` as 0 and `high` as 255, of the same shape."""
+    # Of floats near the largest the difference and its inverse do not fit: halved they do.
+    unit = 255 / (high / 2 - low / 2 or 0.5)
+    strips = [
+        np.round((_finite(s).astype(np.float64) / 2 - low / 2) * unit).astype(np.uint8) for s in _row_strips(values)
+    ]
+    return strips[0] if len(strips) == 1 else np.concatenate(strips)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values, posinf=0, neginf=0) if values.dtype.kind == "f" else values
+
+
+def _row_strips(values: np.ndarray) -> Iterator[np.ndarray]:
+    rows = max(1, STRIP_PIXELS // max(1, values[0].size))
+    yield from (values[top : top + rows] for top in range(0, len(values), rows))

@@ -35,6 +35,7 @@ ITS_OWN = {
     "crash-63b1dffefc8c075ddc606c0a2f5fdc15ece78863.tif": "corrupt",
     "oom-225817ca0f8c663be7ab4b9e717b02c661e66834.tif": "corrupt",
     "libtiff_segfault.tif": "too_large",  # of 65535 bands
+    "hopper_webp.tif": "unsupported",  # a compression that Pillow's libtiff lacks
     "fli_oob/04r/initial.fli": "too_large",
     "l2rgb_read.bmp": "too_large",
     "broken_data_stream.png": "corrupt",  # its first frame is fine to look at, its data is not

@@ -4,15 +4,18 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
+from benchmarks.heic import heic
 from sif_batch import pixels
 from sif_batch.images import decode
 from sif_batch.pixels import to_rgb
+from sif_batch.profiles import MAX_PROFILE_BYTES
 
 RANDOM = np.random.default_rng(1)
 COLOURS = RANDOM.integers(0, 256, (40, 30, 3)).astype(np.uint8)
@@ -39,24 +42,52 @@ def s15(value: float) -> bytes:
     return round(value * 65536).to_bytes(4, "big", signed=True)
 
 
-def profile_of(matrix: np.ndarray, gamma: float, name: str) -> bytes:
-    """A matrix profile, version 2, as ICC.1:2001 lays it out."""
-    curve = b"curv" + bytes(4) + (1).to_bytes(4, "big") + round(gamma * 256).to_bytes(2, "big") + bytes(2)
+WHITE = s15(0.9642) + s15(1) + s15(0.8249)
+
+
+def profile_of(matrix: np.ndarray, curve: float | bytes, name: str) -> bytes:
+    """A profile, version 2, as ICC.1:2001 lays it out: a gamma or a curve, of three primaries, or of grey."""
+    if isinstance(curve, float):
+        curve = b"curv" + bytes(4) + (1).to_bytes(4, "big") + round(curve * 256).to_bytes(2, "big") + bytes(2)
+    tags = {f"{letter}TRC".encode(): curve for letter in ("rgb" if matrix.size else "k")}
+    for letter, column in zip("rgb", matrix.T, strict=False):
+        tags[f"{letter}XYZ".encode()] = b"XYZ " + bytes(4) + b"".join(s15(value) for value in column)
+    return icc(b"mntrRGB XYZ " if matrix.size else b"mntrGRAYXYZ ", tags, name)
+
+
+def icc(spaces: bytes, tags: dict[bytes, bytes], name: str) -> bytes:
     text = name.encode() + b"\0"
     desc = b"desc" + bytes(4) + len(text).to_bytes(4, "big") + text + bytes(78)
-    tags = {b"desc": desc + bytes(-len(desc) % 4), b"cprt": b"text" + bytes(4) + b"none\0\0\0\0"}
-    tags[b"wtpt"] = b"XYZ " + bytes(4) + s15(0.9642) + s15(1) + s15(0.8249)
-    for letter, column in zip("rgb", matrix.T, strict=True):
-        tags[f"{letter}XYZ".encode()] = b"XYZ " + bytes(4) + b"".join(s15(value) for value in column)
-        tags[f"{letter}TRC".encode()] = curve
+    tags = {b"desc": desc, b"cprt": b"text" + bytes(4) + b"none\0", **tags}
+    tags[b"wtpt"] = b"XYZ " + bytes(4) + WHITE
     table, body, offset = len(tags).to_bytes(4, "big"), b"", 128 + 4 + 12 * len(tags)
     for tag, data in tags.items():
         table += tag + (offset + len(body)).to_bytes(4, "big") + len(data).to_bytes(4, "big")
-        body += data
+        body += data + bytes(-len(data) % 4)
     size = (offset + len(body)).to_bytes(4, "big")
-    head = size + bytes(4) + b"\x02\x10\0\0mntrRGB XYZ " + bytes(12) + b"acsp" + bytes(28)
-    head += s15(0.9642) + s15(1) + s15(0.8249)
+    head = size + bytes(4) + b"\x02\x10\0\0" + spaces + bytes(12) + b"acsp" + bytes(28) + WHITE
     return head + bytes(128 - len(head)) + table + body
+
+
+CORNERS = np.array([[[255 * (i >> 3 - ink & 1) for ink in range(4)] for i in range(16)]], np.uint8)
+
+
+def ink_profile(lab: np.ndarray) -> bytes:
+    """A press with these Lab colours, (16, 3), for each set of full inks, the first ink slowest (lut8Type)."""
+    ramp = bytes(range(256))
+    table = np.stack([lab[:, 0] * 2.55, lab[:, 1] + 128, lab[:, 2] + 128], axis=-1).round().astype(np.uint8).tobytes()
+    unit = b"".join(s15(float(i == j)) for i in range(3) for j in range(3))
+    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + unit + ramp * 4 + table + ramp * 3
+    return icc(b"prtrCMYKLab ", {b"A2B0": lut, b"A2B1": lut}, "a press")
+
+
+def lab_to_srgb(lab: np.ndarray) -> np.ndarray:
+    """CIE Lab of D50 to sRGB, 0..255."""
+    f = (lab[:, 0] + 16) / 116
+    f = np.stack([f + lab[:, 1] / 500, f, f - lab[:, 2] / 200], axis=-1)
+    xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * (0.9642, 1, 0.8249)
+    linear = np.clip(xyz @ np.linalg.inv(SRGB).T, 0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 ADOBE_RGB = profile_of(ADOBE, 563 / 256, "Adobe RGB (1998)")
@@ -106,6 +137,46 @@ def test_a_palette_with_a_profile() -> None:
     palette = Image.fromarray(COLOURS).quantize(16)
     expected = adobe_to_srgb(np.asarray(palette.convert("RGB")))
     assert np.abs(decoded(encoded(palette, "PNG", icc_profile=ADOBE_RGB)) - expected).max() <= 4
+
+
+def test_srgb_is_told_by_what_a_profile_does_not_by_its_name() -> None:
+    grey_balance = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+    curve = b"para" + bytes(4) + b"\0\3\0\0" + b"".join(map(s15, (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)))
+    c2 = profile_of(grey_balance, curve, "c2")
+    assert np.array_equal(decoded(encoded(Image.fromarray(COLOURS), "PNG", icc_profile=c2)), COLOURS)
+    lie = profile_of(ADOBE, 563 / 256, "sRGB IEC61966-2.1")
+    found = decoded(encoded(Image.fromarray(COLOURS), "PNG", icc_profile=lie))
+    assert np.abs(found - adobe_to_srgb(COLOURS)).max() <= 4
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_grey_with_a_profile(transparent: bool) -> None:
+    """Linear light: 55 of 255 is a reflectance of 21.6 %, which sRGB writes as 128."""
+    profile = profile_of(np.zeros((0, 0)), 1.0, "linear grey")
+    grey = Image.fromarray(np.array([[0, 55, 255]], np.uint8))
+    if transparent:
+        grey.putalpha(255)
+    assert np.abs(decoded(encoded(grey, "PNG", icc_profile=profile)) - [[[0], [128], [255]]]).max() <= 1
+
+
+def test_inks_with_a_profile() -> None:
+    """A table of the sixteen full inks, each with its own Lab colour."""
+    lab = np.stack([RANDOM.integers(30, 90, 16), RANDOM.integers(-30, 30, 16), RANDOM.integers(-30, 30, 16)], axis=-1)
+    lab[0] = (100, 0, 0)  # lcms makes paper white
+    found = decoded(encoded(Image.fromarray(CORNERS, "CMYK"), "TIFF", icc_profile=ink_profile(lab)))
+    assert np.abs(found[0] - lab_to_srgb(lab)).max() <= 4
+
+
+def test_a_profile_in_several_threads_gives_what_it_gives_in_one() -> None:
+    images = [encoded(Image.fromarray(np.roll(COLOURS, i, axis=0)), "PNG", icc_profile=ADOBE_RGB) for i in range(200)]
+    expected = [decoded(data) for data in images]
+    with ThreadPoolExecutor(8) as pool:
+        assert all(map(np.array_equal, pool.map(decoded, images), expected))
+
+
+def test_a_profile_too_large_to_be_one_changes_nothing() -> None:
+    large = ADOBE_RGB + bytes(MAX_PROFILE_BYTES)
+    assert np.array_equal(decoded(encoded(Image.fromarray(COLOURS), "TIFF", icc_profile=large)), COLOURS)
 
 
 # Inks and other spaces.
@@ -168,6 +239,12 @@ def test_sixteen_bits_a_colour_are_read_by_their_high_bytes() -> None:
     assert np.array_equal(decoded(data), COLOURS)
 
 
+def test_a_transparent_grey_of_sixteen_bits_shows_white() -> None:
+    values = np.array([[0, 1000, 65535, 1000]], np.uint16)
+    found = decoded(encoded(Image.fromarray(values), "PNG", transparency=1000))
+    assert found[0, :, 0].tolist() == [0, 255, 255, 255]
+
+
 # Formats.
 
 
@@ -180,14 +257,47 @@ def test_newer_formats_are_read(form: str, feature: str) -> None:
     assert np.abs(found - smooth).mean() < 3
 
 
-def test_heic_is_read_and_turned_once(test_data: Callable[[str], Path]) -> None:
-    import pi_heif
+LUMA = RANDOM.integers(0, 256, (32, 64)).astype(np.uint8)
+ORIENTED = b"Exif\0\0II*\0\x08\0\0\0\1\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + bytes(4)
 
-    data = (test_data("odd-files") / "pillow/Tests/images/avif/hopper.heif").read_bytes()
-    image = decode(data)
-    reference = pi_heif.open_heif(io.BytesIO(data)).to_pillow()
-    assert (image.width, image.height) == reference.size
-    assert np.array_equal(np.asarray(image.pixels), np.asarray(reference.convert("RGB")))
+
+def test_heic_holds_the_very_pixels_that_were_put_in() -> None:
+    assert np.array_equal(decoded(heic([LUMA])), np.dstack([LUMA] * 3))
+
+
+@pytest.mark.parametrize(("y", "cb", "cr"), [(120, 90, 170), (128, 128, 128), (76, 85, 255), (200, 150, 100)])
+def test_heic_in_colour(y: int, cb: int, cr: int) -> None:
+    expected = (y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128))
+    planes = [np.full(shape, value, np.uint8) for shape, value in (((32, 32), y), ((16, 16), cb), ((16, 16), cr))]
+    assert np.abs(decoded(heic(planes)) - np.clip(expected, 0, 255)).max() <= 1  # BT.601
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("mirror", [None, 0, 1])
+def test_heic_is_turned_once_by_its_own_properties_and_not_by_exif(turns: int, mirror: int | None) -> None:
+    expected = np.rot90(LUMA, turns)
+    expected = expected if mirror is None else expected[::-1] if mirror == 0 else expected[:, ::-1]
+    image = decode(heic([LUMA], turns=turns, mirror=mirror, exif=ORIENTED))
+    assert np.array_equal(np.asarray(image.pixels)[..., 0], expected)
+    assert (image.width, image.height) == expected.shape[::-1]
+
+
+def test_of_heic_images_the_primary_one_is_taken() -> None:
+    assert np.array_equal(decoded(heic([LUMA], others=2))[..., 0], LUMA)
+    assert np.array_equal(decoded(heic([LUMA], tiles=(2, 3), others=1))[..., 0], np.tile(LUMA, (2, 3)))
+
+
+def test_heic_with_a_profile_becomes_srgb() -> None:
+    planes = [np.full(shape, value, np.uint8) for shape, value in (((32, 32), 120), ((16, 16), 90), ((16, 16), 170))]
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    expected = adobe_to_srgb(decoded(heic(planes, profile=srgb)))
+    assert np.abs(decoded(heic(planes, profile=ADOBE_RGB)) - expected).max() <= 4
+
+
+def test_a_real_heic(test_data: Callable[[str], Path]) -> None:
+    found = decoded((test_data("odd-files") / "pillow/Tests/images/avif/hopper.heif").read_bytes())
+    reference = decoded((test_data("odd-files") / "pillow/Tests/images/hopper.png").read_bytes())
+    assert found.shape == reference.shape and np.abs(found - reference).mean() < 8
 
 
 # Large images are converted in strips.
