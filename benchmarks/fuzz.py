@@ -29,6 +29,7 @@ from sif_batch.images import decode
 BATCH = 200
 STALL_S = 120
 MAX_PIXELS = 4_000_000
+MOST_MB = 400  # resident: 32 MB for the pixels, the rest for libraries
 FORMATS: dict[str, dict[str, Any]] = {
     "JPEG": {}, "PNG": {}, "GIF": {}, "WEBP": {}, "TIFF": {"compression": "tiff_lzw"}, "BMP": {}, "AVIF": {"speed": 10},
     "JPEG2000": {}, "ICO": {}, "TGA": {"compression": "tga_rle"}, "PCX": {}, "PPM": {}, "SGI": {}, "DDS": {}, "IM": {},
@@ -205,24 +206,35 @@ def fuzz(minutes: float, seed: int, keep: Path) -> dict[str, Any]:
     child, kinds, peak, bad = Child(), Counter[str](), 0.0, []
     whole, number, ends = list(seeds().values()), seed, time.monotonic() + 60 * minutes
     try:
-        while time.monotonic() < ends:
+        while True:
             datas = [mutate(whole[i % len(whole)], i) for i in range(number, number + BATCH)]
             number += BATCH
             for some in [datas, *([data] for data in datas)]:
-                try:
-                    tried = child.call("benchmarks.fuzz:try_in_child", stall_s=STALL_S, datas=some)
-                except (ChildDied, RuntimeError) as death:
-                    if len(some) == 1:
-                        bad.append(_keep(some[0], keep, str(death)))
-                    continue
-                if len(some) == len(datas):
+                tried = _attempt(child, some)
+                if isinstance(tried, Tried):
                     kinds, peak = kinds + tried.kinds, max(peak, tried.peak_mb)
-                    break
-                kinds += tried.kinds
+                    if len(some) == len(datas):
+                        break
+                elif len(some) == 1:
+                    bad.append(_keep(some[0], keep, tried))
+            if time.monotonic() > ends:
+                break
     finally:
         child.close()
     counts = dict(kinds.most_common())
     return {"seed": seed, "mutants": number - seed, "kinds": counts, "peak_rss_mb": round(peak), "bad": bad}
+
+
+def _attempt(child: Child, datas: list[bytes]) -> Tried | str:
+    """How they ended, or why that is no way to end."""
+    try:
+        tried: Tried = child.call("benchmarks.fuzz:try_in_child", stall_s=STALL_S, datas=datas)
+    except (ChildDied, RuntimeError) as death:
+        return str(death)
+    if tried.peak_mb > MOST_MB:
+        child.close()  # the next one begins anew
+        return f"{tried.peak_mb:.0f} MB resident"
+    return tried
 
 
 def _keep(data: bytes, folder: Path, why: str) -> dict[str, str]:

@@ -16,6 +16,10 @@ from sif_batch.pixels import ends_of, in_strips, levels_of, rows_of_strip, to_ei
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # pydicom would unpack the whole of it before anything of it is known
 YCC_BYTES = 40  # a pixel, that pydicom takes to turn YBR into RGB
 TIFF_CODECS = {"NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "LZMA", "ZSTD"}  # none unpacks more than asked
+TIFF_NUMBERS = (
+    "imagewidth", "imagelength", "imagedepth", "samplesperpixel", "planarconfig",
+    "rowsperstrip", "tilewidth", "tilelength", "tiledepth",
+)  # fmt: skip
 # Where in its window a value lies, 0..1 inside: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
 WINDOWS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
     "LINEAR": lambda x, centre, width: (x - (centre - 0.5)) / max(width - 1, 1e-9) + 0.5,
@@ -102,6 +106,9 @@ def read_tiff(data: bytes, max_pixels: int, reduction: Reduction) -> Read:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of odd files stands in their rows
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page = tiff.pages.first
+        for name in TIFF_NUMBERS:
+            if not isinstance(getattr(page, name), int):  # tifffile gives as many as the file says
+                raise ImageError("corrupt", f"TIFF whose {name} is no number")
         width, height, count = page.imagewidth, page.imagelength, 3 if page.samplesperpixel >= 3 else 1
         if page.dtype is None or page.dtype.kind not in "buif":
             raise ImageError("unsupported", f"TIFF of {page.dtype} values")

@@ -2,6 +2,7 @@
 
 import builtins
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,14 @@ def test_large_tiff_is_decoded_piece_by_piece_to_the_same_pixels(
 def test_an_orientation_turns_bands_too() -> None:
     data = tiff_bytes(BANDS, photometric="minisblack", planarconfig="contig", extratags=[(274, 3, 1, 6, True)])
     assert np.array_equal(decoded(data), np.rot90(np.round(BANDS[..., :3] * (255 / 65535)), -1))
+
+
+def test_tiff_with_several_widths_is_corrupt() -> None:
+    """A width is one number. Multiplied as the several that the file gives it would take gigabytes."""
+    data = bytearray(tiff_bytes(BANDS, photometric="minisblack", planarconfig="contig"))
+    entry = data.index(struct.pack("<HHI", 256, 4, 1))
+    data[entry + 2 : entry + 12] = struct.pack("<HII", 3, 33, 8)
+    assert kind_of(bytes(data)) == ("corrupt", "TIFF whose imagewidth is no number")
 
 
 def test_tiff_in_a_codec_that_is_not_read() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import checked
 
-from benchmarks.fuzz import mutate, seeds, try_all
+from benchmarks.fuzz import MOST_MB, fuzz, mutate, seeds, try_all
 from sif_batch.child import Child
 from sif_batch.failures import PERMANENT
 
@@ -40,7 +40,7 @@ def test_mutated_images_end_as_an_image_or_a_reason(monkeypatch: pytest.MonkeyPa
         child.close()
     assert sum(again.kinds.values()) == MUTANTS
     assert set(again.kinds) <= {"image", *PERMANENT} and again.kinds["image"] > 50 and len(again.kinds) >= 4
-    assert again.peak_mb < first.peak_mb + 150
+    assert again.peak_mb < first.peak_mb + 150 and again.peak_mb < MOST_MB
 
 
 def test_a_run_accounts_for_every_mutant(sif_batch: Callable[..., Finished], tmp_path: Path) -> None:
@@ -53,3 +53,13 @@ def test_a_run_accounts_for_every_mutant(sif_batch: Callable[..., Finished], tmp
     failures = sif_batch("status", "root", "--failures", "--json").json["failures"]
     assert len({failure["key"] for failure in failures}) == len(failures) == run["failed"]
     assert {failure["kind"] for failure in failures} <= set(PERMANENT) and all(failure["error"] for failure in failures)
+
+
+def test_what_takes_too_much_memory_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setattr("benchmarks.fuzz.MOST_MB", 1)
+    monkeypatch.setattr("benchmarks.fuzz.BATCH", 2)
+    found = fuzz(1e-9, 5, tmp_path)
+    assert found["mutants"] == len(found["bad"]) == 2 and "MB resident" in found["bad"][0]["reason"]
+    whole = list(seeds().values())
+    assert Path(found["bad"][0]["file"]).read_bytes() == mutate(whole[5 % len(whole)], 5)
