@@ -117,10 +117,11 @@ def embeddings_of(data: bytes, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 def container_spans(metadata: dict[bytes, bytes]) -> list[list[Any]]:
     """[source, path, version, first, last, end, attempt, superseded] of the container that a part is of, if any."""
-    spans = zip(json.loads(metadata[b"spans"]), json.loads(metadata[b"attempts"]), strict=True)
-    return [
-        [*span, attempt, int(metadata[b"superseded"])] for span, attempt in spans if container_kind(span[1]) is not None
-    ]
+    spans = json.loads(metadata[b"spans"])
+    if not any(container_kind(path) for _, path, *_ in spans):
+        return []
+    attempts, superseded = json.loads(metadata[b"attempts"]), int(metadata[b"superseded"])
+    return [[*span, attempt, superseded] for span, attempt in zip(spans, attempts, strict=True)]
 
 
 def _embedding_column(vectors: list[np.ndarray | None]) -> pa.Array:
