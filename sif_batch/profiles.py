@@ -13,12 +13,12 @@ GRID = np.stack(np.meshgrid(*[np.arange(0, 256, 15, dtype=np.uint8)] * 3), axis=
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """As RGB, (h, w); a profile that is damaged or of another kind of image changes nothing."""
+    """As RGB; a profile that is damaged, or of another kind of image, changes nothing."""
     if image.mode not in WITH_PROFILE:
         image = image.convert("RGB")
     transform = _transform(bytes(profile), image.mode) if len(profile) <= MAX_PROFILE_BYTES else None
     if transform is None:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # a copy would cost an ordinary JPEG 2 %
     converted = ImageCms.applyTransform(image, transform)
     assert converted is not None  # None is for work in place
     return converted
