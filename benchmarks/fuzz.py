@@ -216,7 +216,7 @@ def fuzz(minutes: float, seed: int, keep: Path) -> dict[str, Any]:
             number += BATCH
             for some in [datas, *([data] for data in datas)]:
                 tried = _attempt(child, some)
-                if isinstance(tried, Tried):
+                if not isinstance(tried, str):  # of the child's Tried, another class than this __main__'s
                     kinds, peak = kinds + tried.kinds, max(peak, tried.peak_mb)
                     if len(some) == len(datas):
                         break

@@ -1,5 +1,8 @@
 """Real images, mutated: an image or a reason, in a process that lives on and does not grow."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,3 +66,11 @@ def test_what_takes_too_much_memory_is_kept(monkeypatch: pytest.MonkeyPatch, tmp
     assert found["mutants"] == len(found["bad"]) == 2 and "MB resident" in found["bad"][0]["reason"]
     whole = list(seeds().values())
     assert Path(found["bad"][0]["file"]).read_bytes() == mutate(whole[5 % len(whole)], 5)
+
+
+def test_the_benchmark_runs_as_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.fuzz", "--minutes", "0", "--json", "--keep", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["mutants"] == sum(found["kinds"].values()) > 0 and not found["bad"]
