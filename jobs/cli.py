@@ -35,8 +35,8 @@ ENCODER_OPTIONS = (
     click.option("--random-weights", is_flag=True, default=None, help="Leave the network untrained."),
     click.option(
         "--preprocess",
-        metavar="SPEC",
-        help="TOML or JSON file: size, fit, resize, filter, mean, std, order (rgb, bgr), range (1, 255), pooling, ...",
+        metavar="SPEC|exact",
+        help="exact: the weights' own transforms to the pixel, which is slower. SPEC: a TOML or JSON file: size, fit, resize, filter, mean, std, order (rgb, bgr), range (1, 255), pooling, ...",
     ),
     click.option("--fit", type=click.Choice(["crop", "pad"]), help="Crop images to a square, or pad them."),
     click.option(

@@ -114,6 +114,23 @@ def test_a_large_jpeg_is_reduced_while_decoding_and_its_size_is_kept(encoder: En
     assert float(a @ b) / np.linalg.norm(a) / np.linalg.norm(b) > 0.995
 
 
+@pytest.mark.parametrize("size", [(500, 375), (375, 501), (223, 99), (1201, 777), (1, 1), (9000, 3)])
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+def test_exact_is_the_stock_transform_to_the_pixel(size: tuple[int, int], resample: str) -> None:
+    from torchvision import transforms
+
+    stock = {"fit": "crop", "resize_to": 256, "resample": resample, "decoding": "exact"}
+    encoder = Encoder(built_in_spec(DEFAULT).model_copy(update=stock), None)
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(noise).save(data, "JPEG")
+    image = Image.open(data)
+    expected = transforms.Resize(256, transforms.InterpolationMode(resample))(image)
+    ours = encoder.read_image(data.getvalue())[0]
+    close = np.abs(ours.astype(int) - np.asarray(transforms.CenterCrop(224)(expected))).max()
+    assert close <= (size[0] > 5000)  # too long to be resized as a whole
+
+
 def test_the_id_is_a_digest_of_the_specification() -> None:
     spec = built_in_spec(DEFAULT)
     assert spec.id == f"{DEFAULT}-{digest(spec.canonical(), 12)}"

@@ -9,7 +9,7 @@ from typing import Any
 from sif_batch.child import Child, ChildDied
 from sif_batch.config import SifBatchError
 from sif_batch.encoders.preprocess import geometry
-from sif_batch.encoders.request import EncoderRequest, asked_fields, check_request, source_of
+from sif_batch.encoders.request import EXACT, FIELD_OF, EncoderRequest, asked_fields, check_request, source_of
 from sif_batch.encoders.spec import BUILT_IN, DEFAULT, EncoderSpec, built_in_spec, read_spec
 from sif_batch.storage import Store
 
@@ -20,7 +20,8 @@ EXPORTERS = {  # by source: the module and function that make model.onnx, and th
     "timm": ("sif_batch.encoders.timm_export", "export_timm"),
     "onnx": ("sif_batch.encoders.own_onnx", "wrap_onnx"),
 }
-OUTSIDE_GRAPH = {"fit", "resize_to", "resample", "views"}  # what changes no byte of model.onnx
+STOCK = {DEFAULT: {"fit": "crop", "input_size": 224, "resize_to": 256, "resample": "bicubic"}}  # as trained
+OUTSIDE_GRAPH = {"fit", "resize_to", "resample", "decoding", "views"}  # what changes no byte of model.onnx
 Say = Callable[[str], None]
 
 
@@ -43,6 +44,9 @@ def choose_encoder(
     asked = asked_fields(request, stated)
     source = source_of(request.encoder) if request.encoder else (recorded.source if recorded else "built-in")
     check_request(request, source)
+    if request.preprocess == EXACT and source == "built-in":
+        asked |= STOCK[request.encoder or (recorded.name if recorded else DEFAULT)]
+        stated |= {name: asked[field] for name, field in FIELD_OF.items() if field in asked} | {"fit": asked["fit"]}
     held = [recorded] if recorded else []
     held += [built_in_spec(name) for name in (request.encoder or DEFAULT,) if name in BUILT_IN and not recorded_id]
     held += [s for s in held_specs(store) if request.encoder and s != recorded]

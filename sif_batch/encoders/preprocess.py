@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from sif_batch.config import Frozen, SifBatchError
-from sif_batch.encoders.spec import Filter, Fit, Order, Pooling, Triple
+from sif_batch.encoders.spec import Decoding, Filter, Fit, Order, Pooling, Triple
 
 NORMALISATION = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "order": "rgb", "range": 1}
 CROP_MARGIN = 8 / 7  # the usual 256 for 224: the shorter side that a crop is taken from
@@ -21,6 +21,7 @@ class Preprocess(Frozen):
     fit: Fit | None = None
     resize: int | None = Field(default=None, ge=8, le=8192)
     filter: Filter | None = None
+    decoding: Decoding | None = None
     mean: float | Triple | None = None
     std: float | Triple | None = None
     order: Order | None = None
@@ -77,7 +78,7 @@ def fit_to(fit: Fit, size: int) -> int:
 
 
 def geometry(stated: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """input_size, fit, resize_to, resample: what is stated, over what is known, with a resize that belongs to both."""
+    """input_size, fit, resize_to, resample, decoding: what is stated, over what is known, with a resize that belongs to both."""
     size = stated.get("size") or known["input_size"]
     fit = stated.get("fit") or known["fit"]
     same = fit == known["fit"] and size == known["input_size"]
@@ -92,4 +93,5 @@ def geometry(stated: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
         "fit": fit,
         "resize_to": resize,
         "resample": stated.get("filter") or known["resample"],
+        "decoding": stated.get("decoding") or known.get("decoding", "reduced"),
     }

@@ -10,6 +10,7 @@ from sif_batch.encoders.names import KINDS, TIMM, TORCHVISION, nearest
 from sif_batch.encoders.preprocess import NORMALISATION, read_preprocess
 from sif_batch.encoders.spec import BUILT_IN, Fit, Pooling, View
 
+EXACT = "exact"  # of --preprocess: the weights' own transforms, to the pixel; a file of that name is ./exact
 FIELD_OF = {"size": "input_size", "resize": "resize_to", "filter": "resample"}  # Preprocess's name to EncoderSpec's
 
 
@@ -27,7 +28,9 @@ class EncoderRequest(Frozen):
     def stated(self) -> dict[str, Any]:
         """What --preprocess, --fit and --pooling say: fields of Preprocess, normalisation as one."""
         found: dict[str, Any] = {}
-        if self.preprocess:
+        if self.preprocess == EXACT:
+            found = {"decoding": "exact"}
+        elif self.preprocess:
             spec = read_preprocess(self.preprocess)
             found = spec.model_dump(exclude_none=True, exclude=set(NORMALISATION))
             if spec.normalisation():

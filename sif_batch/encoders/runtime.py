@@ -8,16 +8,16 @@ from PIL import Image
 
 from sif_batch.config import SifBatchError
 from sif_batch.encoders.spec import EncoderSpec
-from sif_batch.images import MAX_PIXELS, decode
+from sif_batch.images import LARGE_PIXELS, MAX_PIXELS, decode
 
 RESAMPLE = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
+    "hamming": Image.Resampling.HAMMING,
 }
 SCALES = (1.0, 2**0.5, 2**-0.5)  # of the view "scales": how far an image is enlarged in the network's square
 SIDE = {"crop": min, "pad": max}  # the side of an image that is scaled to `resize_to`
-JPEG_MARGIN = 2  # a JPEG is decoded to so many times the scaled size at least: costs .001 mAP, 1 would cost .004
 
 
 class Encoder:
@@ -30,7 +30,8 @@ class Encoder:
 
     def read_image(self, data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, int, int]:
         """An encoded image as `prepare` gives it, and its width and height. Raises ImageError."""
-        decoded = decode(data, JPEG_MARGIN * self.spec.resize_to, SIDE[self.spec.fit], max_pixels)
+        at_least = None if self.spec.decoding == "exact" else self.spec.resize_to
+        decoded = decode(data, at_least, SIDE[self.spec.fit], max_pixels)
         return self.prepare(decoded.pixels), decoded.width, decoded.height
 
     def prepare(self, image: Image.Image) -> np.ndarray:
@@ -47,6 +48,8 @@ class Encoder:
         """(s, s, 3) uint8: cropped from the image's centre, or padded around; what does not fit is cut off."""
         spec, size = self.spec, self.spec.input_size
         scale = enlarge * spec.resize_to / SIDE[spec.fit](image.size)
+        if spec.fit == "crop" and spec.decoding == "exact" and enlarge == 1 and scale**2 * area(image) <= LARGE_PIXELS:
+            return self._stock_square(image)
         if spec.fit == "crop" and enlarge >= 1:
             centre = _centred(image.size, size / scale)
             return np.asarray(image.resize((size, size), RESAMPLE[spec.resample], centre))
@@ -62,6 +65,14 @@ class Encoder:
         left, top = (size - scaled[0]) // 2, (size - scaled[1]) // 2
         square[top : top + scaled[1], left : left + scaled[0]] = pixels
         return square
+
+    def _stock_square(self, image: Image.Image) -> np.ndarray:
+        """(s, s, 3) uint8, to the pixel what torchvision's Resize and CenterCrop make of a Pillow image."""
+        spec, size = self.spec, self.spec.input_size
+        short = min(image.size)
+        scaled = image.resize([spec.resize_to * side // short for side in image.size], RESAMPLE[spec.resample])
+        left, top = (round((side - size) / 2) for side in scaled.size)
+        return np.asarray(scaled.crop((left, top, left + size, top + size)))
 
     def embed(self, batch: np.ndarray) -> np.ndarray:
         """(n, s, s, 3) uint8, or (n, v, s, s, 3) with views, to (n, dimension) float32: pooled output, neither
@@ -95,6 +106,10 @@ def open_session(model: Path | str) -> ort.InferenceSession:
             f"{model}: the network cannot be loaded ({str(error).splitlines()[0][:200]})",
             remedy="sif-batch verify says whether the file is damaged",
         ) from error
+
+
+def area(image: Image.Image) -> int:
+    return image.width * image.height
 
 
 def _side(length: float, most: int) -> int:

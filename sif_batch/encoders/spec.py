@@ -15,7 +15,8 @@ DEFAULT = "efficientnet_lite0"
 BUILT_IN = {DEFAULT: HERE / DEFAULT}
 
 Fit = Literal["crop", "pad"]
-Filter = Literal["bilinear", "bicubic", "lanczos"]
+Filter = Literal["bilinear", "bicubic", "lanczos", "hamming"]
+Decoding = Literal["reduced", "exact"]
 Pooling = Literal["avg", "gem", "max", "cls", "own"]
 Order = Literal["rgb", "bgr"]
 View = Literal["flip", "scales"]
@@ -36,7 +37,8 @@ class EncoderSpec(Frozen):
     resize_to: int = Field(ge=1)  # crop: the shorter side, pad: the longer side, in pixels
     resample: Filter
     padding: Literal["border-mean"] = "border-mean"  # pad: the colour around the image
-    decoding: int = 1  # number of the rules in images.py and runtime.py, raised when they change a pixel
+    decoding: Decoding = "reduced"  # a JPEG at 1/2, 1/4 or 1/8; exact: whole, resized and cropped as torchvision does
+    rules: int = 2  # number of the rules in images.py and runtime.py, raised when they change a pixel
     mean: Triple  # normalisation stands in the graph: (pixel / 255 * range - mean) / std, channels in `order`
     std: Triple
     order: Order = "rgb"
