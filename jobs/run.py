@@ -2,10 +2,12 @@
 
 import os
 import platform
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import sif_batch
@@ -14,14 +16,19 @@ from jobs.index import index_collection
 from jobs.progress import Reporter
 from jobs.settings import RunSettings, decide_record, read_record, usable_cores
 from sif_batch.catalog import load_catalog
+from sif_batch.child import Child, ChildDied
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError, canonical_json
 from sif_batch.encoders import install_encoder
-from sif_batch.encoders.spec import check_encoder
-from sif_batch.kernels import cpu_flags, instruction_set
+from sif_batch.encoders.choose import Chosen
+from sif_batch.encoders.spec import check_encoder, model_bytes
+from sif_batch.kernels import computes_int8, instruction_set
+from sif_batch.precision import candidates
 from sif_batch.release import cache_latest, read_top
 from sif_batch.sources import Listing, list_sources
 from sif_batch.standing import spans_to_do, standing_rows
 from sif_batch.storage import Store
+
+LOWER_STALL_S = 1800
 
 
 def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
@@ -39,11 +46,14 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
         for source in record.sources:
             reporter.say(f"listing {source.url}")
         listing = list_sources(record.sources, lambda found: reporter.say(f"listing: {found} found"))
+    if chosen.to_int8:
+        chosen = lower_encoder(store, chosen, record, listing, settings, reporter)
+        record = record.model_copy(update={"encoder": chosen.spec.id})
     if old is not None and old.encoder != record.encoder:
         say_cost(store, old, record, listing, settings, reporter)
     # Nothing was written before this line.
     store.sweep()
-    install_encoder(store, chosen.spec, chosen.model)
+    install_encoder(store, chosen.spec, chosen.model, chosen.float_model)
     check_encoder(store, record.encoder)
     # A kind of index is recorded once it has made a release: one that cannot must not stay for later nights.
     recorded = record.model_copy(update={"index": old.index if old else IndexSettings()})
@@ -53,6 +63,8 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
     if parent is not None:
         cache_latest(store, parent)
     result: dict[str, Any] = {"outcome": "error", "release": None}
+    if chosen.figures is not None:
+        result["int8"] = chosen.figures
     try:
         with timed(seconds, "embed"):
             embedded = embed_collection(store, record, listing, listing_name, settings, reporter)
@@ -98,6 +110,45 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
         store.sweep()
         write_run(store, settings, started, listing_name, parent, result)
     return result
+
+
+def lower_encoder(
+    store: Store, chosen: Chosen, record: RootRecord, listing: Listing, settings: RunSettings, reporter: Reporter
+) -> Chosen:
+    """The encoder in int8, measured against itself in float. Writes nothing. Raises SifBatchError."""
+    if not computes_int8():
+        raise SifBatchError(
+            f"--precision int8 needs a CPU with VNNI; this one has {instruction_set()}", remedy="--precision fp32"
+        )
+    with tempfile.TemporaryDirectory(prefix="sif-batch-") as folder:
+        model, out = Path(folder) / "float.onnx", Path(folder) / "model.onnx"
+        model.write_bytes(chosen.model or model_bytes(store, chosen.spec))
+        child = Child()
+        try:
+            spec, figures = child.call(
+                "sif_batch.precision:lower",
+                reporter.say,
+                LOWER_STALL_S,
+                spec=chosen.spec,
+                model=str(model),
+                out=str(out),
+                entries=candidates(listing.entries),
+                sources=record.sources,
+                limits=settings.limits,
+                settings=settings.int8,
+                threads=settings.workers,
+            )
+        except ChildDied as death:
+            raise SifBatchError(
+                f"{chosen.spec.name} could not be lowered to int8: {death}", remedy="free memory"
+            ) from death
+        finally:
+            child.close()
+        measured = f"keeps {figures['kept']:.3f} of ten nearest neighbours"
+        if "map" in figures:
+            measured += f", mAP {figures['map_int8']:.4f} for {figures['map']:.4f}"
+        reporter.say(f"int8: {measured}, judged by {figures['judged_by']} images")
+        return Chosen(spec, out.read_bytes(), float_model=model.read_bytes(), figures=figures)
 
 
 def say_cost(
@@ -153,7 +204,7 @@ def write_run(
             "python": platform.python_version(),
             "cores": usable_cores(),
             "isa": instruction_set(),
-            "vnni": "avx512_vnni" in cpu_flags(),
+            "vnni": computes_int8(),
             "pid": os.getpid(),
         },
         "result": result,

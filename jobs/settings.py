@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from sif_batch.config import LAYOUT, Family, Frozen, GateSettings, IndexSettings, RootRecord, SifBatchError, Source
+from sif_batch.config import (
+    LAYOUT,
+    Family,
+    Frozen,
+    GateSettings,
+    IndexSettings,
+    Int8Settings,
+    RootRecord,
+    SifBatchError,
+    Source,
+)
 from sif_batch.encoders.choose import Chosen, Say, choose_encoder
 from sif_batch.encoders.request import EncoderRequest
 from sif_batch.shards import Limits
@@ -39,6 +49,7 @@ class RunSettings(Frozen):
     retry_failed: bool = False
     max_attempts: int = Field(default=MAX_ATTEMPTS, ge=1, le=100)
     gate: GateSettings = GateSettings()
+    int8: Int8Settings = Int8Settings()
     beam: tuple[str, ...] = ()
 
 

@@ -60,6 +60,14 @@ class GateSettings(Frozen):
     enabled: bool = True
 
 
+class Int8Settings(Frozen):
+    """What int8 must show before an encoder is lowered to it. labels: judged by their mAP, else by neighbours kept."""
+
+    min_kept: float = Field(default=0.9, ge=0, le=1)
+    max_map_loss: float = Field(default=0.003, ge=0, le=1)
+    labels: Literal["folder"] | None = None
+
+
 class RootRecord(Frozen):
     """root.json: what ROOT has chosen once, so that a new default or other hardware never changes it."""
 

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from sif_batch.config import canonical_json
+from sif_batch.config import SifBatchError, canonical_json
 from sif_batch.encoders import Encoder, read_spec
 from sif_batch.failures import ImageError
-from sif_batch.kernels import embedding_fingerprint
+from sif_batch.kernels import computes_int8, embedding_fingerprint, instruction_set
 from sif_batch.parts import container_spans, encode_part, part_path
 from sif_batch.shards import OPEN, Limits, Shard, part_name, read_shard
 from sif_batch.sources.containers import Member, container_kind
@@ -274,7 +274,13 @@ def load_encoder(root: str, encoder_id: str) -> Encoder:
     store = Store(root)
     folder = f"encoders/{encoder_id}"
     with tempfile.TemporaryDirectory() as scratch:
-        return Encoder(read_spec(store, folder), store.fetch(f"{folder}/model.onnx", Path(scratch)))
+        spec = read_spec(store, folder)
+        if spec.precision == "int8" and not computes_int8():
+            raise SifBatchError(
+                f"{encoder_id} is int8, which this machine's CPU ({instruction_set()}) computes otherwise (no VNNI)",
+                remedy="run on machines with VNNI, or choose --precision fp32, which embeds everything again",
+            )
+        return Encoder(spec, store.fetch(f"{folder}/model.onnx", Path(scratch)))
 
 
 def _embed_rows(pairs: list[tuple[Row, np.ndarray]], encoder: Encoder, seconds: Seconds) -> None:

@@ -27,6 +27,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+def computes_int8() -> bool:
+    """Whether 8-bit products are summed exactly here: AVX2 alone saturates at 16 bits (no VNNI)."""
+    return bool({"avx512_vnni", "avx_vnni"} & cpu_flags()) or platform.machine() in ("aarch64", "arm64")
+
+
 def instruction_set() -> str:
     """The level that decides which kernels run: avx512-vnni, avx512, avx2, or the machine's name."""
     flags = cpu_flags()

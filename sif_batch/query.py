@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,10 @@ from PIL import Image
 
 from sif_batch.config import SifBatchError, canonical_json
 from sif_batch.encoders import Encoder, read_spec
+from sif_batch.encoders.spec import in_float
 from sif_batch.failures import ImageError
 from sif_batch.images import MAX_BYTES, checked_rgb
-from sif_batch.kernels import import_faiss, project
+from sif_batch.kernels import computes_int8, import_faiss, project
 from sif_batch.quantizer import normalise
 from sif_batch.release import MANIFEST, check_release, damaged, read_top
 from sif_batch.sources.names import hash_of, local_of
@@ -112,9 +114,14 @@ class Index:
 
     @functools.cached_property
     def encoder(self) -> Encoder:
-        """The encoder that the release carries, loaded at the first image."""
+        """The encoder that the release carries, loaded at the first image: of int8 the network in float, with a
+        warning, where the CPU cannot compute int8."""
         folder = f"{self._folder}/encoder" if self._folder else "encoder"
-        return Encoder(read_spec(self._store, folder), self._local("encoder/model.onnx"))
+        spec = read_spec(self._store, folder)
+        if spec.precision == "int8" and not computes_int8():
+            warnings.warn("this CPU has no VNNI: images are embedded in float, not in int8", stacklevel=2)
+            return Encoder(in_float(spec), self._local("encoder/fp32.onnx"))
+        return Encoder(spec, self._local("encoder/model.onnx"))
 
     def search(
         self,

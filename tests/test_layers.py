@@ -18,6 +18,7 @@ ROOMS = ("sif_batch", "pipelines", "jobs")  # each may import from those before 
 BRING_IN = {
     "export",
     "features",
+    "int8",
     "onnx_files",
     "onnx_graph",
     "own_onnx",

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from sif_batch.child import Child, ChildDied
 from sif_batch.config import SifBatchError
 from sif_batch.encoders.preprocess import geometry
 from sif_batch.encoders.request import EXACT, FIELD_OF, EncoderRequest, asked_fields, check_request, source_of
-from sif_batch.encoders.spec import BUILT_IN, DEFAULT, EncoderSpec, built_in_spec, read_spec
+from sif_batch.encoders.spec import BUILT_IN, DEFAULT, EncoderSpec, built_in_spec, in_float, read_spec
 from sif_batch.storage import Store
 
 EXPORT_STALL_S = 1800
@@ -27,10 +27,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Chosen:
-    """model: the bytes of model.onnx where they are new to ROOT; None where the package or ROOT has them."""
+    """model: the bytes of model.onnx where they are new to ROOT; None where the package or ROOT has them.
+    to_int8: it is to be lowered; float_model: of a lowered one, the network it came from; figures: what that cost."""
 
     spec: EncoderSpec
     model: bytes | None = None
+    to_int8: bool = False
+    float_model: bytes | None = None
+    figures: dict[str, Any] | None = None
 
 
 def choose_encoder(
@@ -51,9 +55,18 @@ def choose_encoder(
     held += [built_in_spec(name) for name in (request.encoder or DEFAULT,) if name in BUILT_IN and not recorded_id]
     held += [s for s in held_specs(store) if request.encoder and s != recorded]
     held += [built_in_spec(name) for name in (request.encoder,) if name in BUILT_IN]
+    of_record = recorded.precision if recorded and not request.encoder else "fp32"
+    asked["precision"] = request.precision or of_record
     for spec in held:
         if agrees(spec, asked):
             return Chosen(spec)
+    if asked["precision"] == "int8":
+        base = choose_encoder(store, recorded_id, request.model_copy(update={"precision": "fp32"}), say)
+        return replace(base, to_int8=True)
+    for spec in held:
+        if spec.precision == "int8" and agrees(in_float(spec), asked):
+            return Chosen(in_float(spec), store.read(f"encoders/{spec.id}/fp32.onnx"))
+    held = [spec for spec in held if spec.precision == "fp32"] + [in_float(s) for s in held if s.precision == "int8"]
     for spec in held:
         if agrees(spec, {k: v for k, v in asked.items() if k not in OUTSIDE_GRAPH}):
             return Chosen(*reshape(store, spec, request, stated))
@@ -91,6 +104,9 @@ def reshape(
         changes["views"] = request.views
     folder = f"encoders/{spec.id}"
     model = store.read(f"{folder}/model.onnx") if store.exists(f"{folder}/encoder.json") else None
+    for lowered in held_specs(store) if model is None else ():
+        if in_float(lowered) == spec:
+            model = store.read(f"encoders/{lowered.id}/fp32.onnx")
     return spec.model_copy(update=changes), model
 
 

@@ -78,7 +78,7 @@ def fit_to(fit: Fit, size: int) -> int:
 
 
 def geometry(stated: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """input_size, fit, resize_to, resample, decoding: what is stated, over what is known, with a resize that belongs to both."""
+    """input_size, fit, resize_to, resample, decoding: as stated, else as known, with a resize that belongs to both."""
     size = stated.get("size") or known["input_size"]
     fit = stated.get("fit") or known["fit"]
     same = fit == known["fit"] and size == known["input_size"]

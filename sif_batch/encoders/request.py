@@ -8,7 +8,7 @@ from typing import Any
 from sif_batch.config import Frozen, SifBatchError
 from sif_batch.encoders.names import KINDS, TIMM, TORCHVISION, nearest
 from sif_batch.encoders.preprocess import NORMALISATION, read_preprocess
-from sif_batch.encoders.spec import BUILT_IN, Fit, Pooling, View
+from sif_batch.encoders.spec import BUILT_IN, Fit, Pooling, Precision, View
 
 EXACT = "exact"  # of --preprocess: the weights' own transforms, to the pixel; a file of that name is ./exact
 FIELD_OF = {"size": "input_size", "resize": "resize_to", "filter": "resample"}  # Preprocess's name to EncoderSpec's
@@ -24,6 +24,7 @@ class EncoderRequest(Frozen):
     fit: Fit | None = None
     pooling: Pooling | None = None
     views: tuple[View, ...] | None = None
+    precision: Precision | None = None
 
     def stated(self) -> dict[str, Any]:
         """What --preprocess, --fit and --pooling say: fields of Preprocess, normalisation as one."""

@@ -19,6 +19,7 @@ Filter = Literal["bilinear", "bicubic", "lanczos", "hamming"]
 Decoding = Literal["reduced", "exact"]
 Pooling = Literal["avg", "gem", "max", "cls", "own"]
 Order = Literal["rgb", "bgr"]
+Precision = Literal["fp32", "int8"]
 View = Literal["flip", "scales"]
 Triple = tuple[float, float, float]
 
@@ -48,7 +49,8 @@ class EncoderSpec(Frozen):
     views: tuple[View, ...] = ()  # averaged: the mirror image, three scales
     batch: int | None = None  # the most images that the network takes at once
     opset: int
-    precision: Literal["fp32"]
+    precision: Precision
+    calibration: str | None = None  # int8: digest of the recipe and of the images that it was calibrated on
 
     @property
     def id(self) -> str:
@@ -66,16 +68,35 @@ def built_in_spec(name: str) -> EncoderSpec:
     return EncoderSpec.model_validate_json((BUILT_IN[name] / "encoder.json").read_bytes())
 
 
-def install_encoder(store: Store, spec: EncoderSpec, model: bytes | None = None) -> None:
-    """Put the encoder into ROOT, encoders/<id>/: model.onnx, then encoder.json. model: None takes the package's."""
+def networks(spec: EncoderSpec) -> tuple[str, ...]:
+    """The files of an encoder: with int8 the network in float too, for readers whose CPU cannot compute int8."""
+    return ("model.onnx", "fp32.onnx") if spec.precision == "int8" else ("model.onnx",)
+
+
+def in_float(spec: EncoderSpec) -> EncoderSpec:
+    """The encoder that an int8 one was made from."""
+    return spec.model_copy(update={"precision": "fp32", "calibration": None})
+
+
+def install_encoder(
+    store: Store, spec: EncoderSpec, model: bytes | None = None, float_model: bytes | None = None
+) -> None:
+    """Put the encoder into ROOT, encoders/<id>/: the networks, then encoder.json. model: None takes the package's."""
     folder = f"encoders/{spec.id}"
     if store.exists(f"{folder}/encoder.json"):
         return
     if model is None:
         model = (BUILT_IN[spec.name] / "model.onnx").read_bytes()
-    store.create(f"{folder}/model.onnx", model)
-    store.create(f"{folder}/model.sha256", f"{digest(model)}\n".encode())
+    for name, data in zip(networks(spec), (model, float_model or b""), strict=False):
+        store.create(f"{folder}/{name}", data)
+        store.create(f"{folder}/{name.replace('.onnx', '.sha256')}", f"{digest(data)}\n".encode())
     store.create(f"{folder}/encoder.json", spec.canonical())
+
+
+def model_bytes(store: Store, spec: EncoderSpec) -> bytes:
+    """The network that ROOT or the package holds."""
+    name = f"encoders/{spec.id}/model.onnx"
+    return store.read(name) if store.exists(name) else (BUILT_IN[spec.name] / "model.onnx").read_bytes()
 
 
 def check_encoder(store: Store, encoder_id: str) -> None:
@@ -84,12 +105,14 @@ def check_encoder(store: Store, encoder_id: str) -> None:
     spec = read_spec(store, folder)
     if spec.id != encoder_id:
         raise _damaged(store, f"{folder}/encoder.json")
-    try:
-        fine = digest(store.read(f"{folder}/model.onnx")) == store.read(f"{folder}/model.sha256").decode().strip()
-    except (FileNotFoundError, UnicodeDecodeError):
-        fine = False
-    if not fine:
-        raise _damaged(store, f"{folder}/model.onnx")
+    for name in networks(spec):
+        noted = f"{folder}/{name.replace('.onnx', '.sha256')}"
+        try:
+            fine = digest(store.read(f"{folder}/{name}")) == store.read(noted).decode().strip()
+        except (FileNotFoundError, UnicodeDecodeError):
+            fine = False
+        if not fine:
+            raise _damaged(store, f"{folder}/{name}")
 
 
 def _damaged(store: Store, name: str) -> SifBatchError:
