@@ -1,4 +1,5 @@
 # make index [SRC=photos] [ROOT=where]: a published similarity index of a folder of photos.
+# make bench: the speed of embedding, beside its peers.
 # make test: everything that is checked on every commit.
 SRC ?= examples/photos
 ROOT ?= build/index
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint requirements.txt
 
-.PHONY: index test pins clean
+.PHONY: index test bench pins clean
 
 index: $(VENV)/.installed-batch
 	@$(BIN)/sif-batch run "$(SRC)" "$(ROOT)"
@@ -19,6 +20,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow and not engines and not gpu"
+
+# Embedding beside its peers, small; without options, `python -m benchmarks.embed` runs it in full.
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.embed --number 200 --rounds 1
 
 # uv resolves and installs this stack many times faster than pip.
 $(UV): requirements.txt

@@ -1,5 +1,6 @@
 """The first half of a run: finish what a dead run left, then embed what is new."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.progress import Reporter
+from jobs.progress import Reporter, process_age_s
 from jobs.settings import RunSettings
 from sif_batch.catalog import Catalog, load_catalog
 from sif_batch.child import shared_child
@@ -29,6 +30,18 @@ class Embedded:
     live: np.ndarray
     keys: pa.ChunkedArray
     counts: dict[str, Any]
+    speed: "Speed | None" = None
+
+
+@dataclass
+class Speed:
+    """How fast embedding was. first_image_s: from the process's start; working_s: from there to the last part;
+    thread_s: what the threads did, seconds by stage."""
+
+    threads: int
+    images: int = 0
+    first_image_s: float | None = None
+    working_s: float = 0.0
     thread_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -39,7 +52,7 @@ def embed_collection(
     entries = listing.entries
     catalog = load_catalog(store, record.encoder)
     before = set(catalog.parts)
-    counters: dict[str, int] = {}
+    speed = Speed(settings.workers)
     for unfinished in [*open_plans(store, record.encoder), None]:
         standing = standing_rows(entries, catalog, settings.max_attempts)
         todo = spans_to_do(entries, standing, catalog, to_retry(standing, catalog, before, settings.retry_failed))
@@ -50,7 +63,7 @@ def embed_collection(
             name = save_plan(store, record.encoder, plan, record.sources, settings.limits)
         else:
             name, plan = unfinished, unfinished_part(plan_shards(store, unfinished), catalog, todo)
-        _run_shards(store, name, plan, settings, reporter, counters)
+        _run_shards(store, name, plan, settings, reporter, speed)
         finish_plan(store, name)
         catalog = load_catalog(store, record.encoder)
     standing = standing_rows(entries, catalog, settings.max_attempts)
@@ -58,8 +71,7 @@ def embed_collection(
     live = np.concatenate([standing.row[standing.good], stale])
     keys = catalog.rows["key"].take(pa.array(np.concatenate([standing.row, stale])))
     counts = count(standing, stale, catalog, before) | {"ignored": sum(listing.ignored.values())}
-    thread_s = {k.removesuffix("_ms"): v / 1000 for k, v in counters.items() if k.endswith("_ms")}
-    return Embedded(catalog, live, keys, counts, thread_s)
+    return Embedded(catalog, live, keys, counts, speed if speed.images else None)
 
 
 def to_retry(standing: Standing, catalog: Catalog, before: set[str], all_failed: bool) -> np.ndarray:
@@ -108,7 +120,7 @@ def count(standing: Standing, stale: np.ndarray, catalog: Catalog, before: set[s
 
 
 def _run_shards(
-    store: Store, name: str, plan: pa.Table, settings: RunSettings, reporter: Reporter, counters: dict[str, int]
+    store: Store, name: str, plan: pa.Table, settings: RunSettings, reporter: Reporter, speed: Speed
 ) -> None:
     if not len(plan):
         return
@@ -119,10 +131,24 @@ def _run_shards(
     shards = plan["shard"].unique().to_pylist()
     total = None if OPEN in plan["last"].to_pylist() else len(plan)  # nobody knows what a container holds
     with reporter.stage("embedding", total, "images") as update:
-        Progress.update = update
+        began: list[float] = []
+
+        def on_progress(done: int, failed: int) -> None:
+            if not began:
+                began.append(time.monotonic())
+                if speed.first_image_s is None:
+                    speed.first_image_s = process_age_s()
+            update(done, failed)
+
+        Progress.update = staticmethod(on_progress)
         transform = embed.EmbedShards(store.url, name, shards, settings.workers, settings.image_timeout)
-        for key, value in run_pipeline(transform, settings.beam).items():
-            counters[key] = counters.get(key, 0) + value
+        counters = run_pipeline(transform, settings.beam)
+        speed.working_s += time.monotonic() - began[0] if began else 0.0
+        speed.images += counters.pop("images", 0)
+        for key, value in counters.items():
+            if key.endswith("_ms"):
+                stage = key.removesuffix("_ms")
+                speed.thread_s[stage] = speed.thread_s.get(stage, 0.0) + value / 1000
 
 
 def _older_listings(store: Store, current: str) -> Iterator[pa.Table]:

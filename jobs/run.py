@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sif_batch
-from jobs.embed import Embedded, embed_collection
+from jobs.embed import Speed, embed_collection
 from jobs.index import index_collection
 from jobs.progress import Reporter
 from jobs.settings import RunSettings, decide_record, read_record, usable_cores
@@ -29,6 +29,13 @@ from sif_batch.standing import spans_to_do, standing_rows
 from sif_batch.storage import Store
 
 LOWER_STALL_S = 1800
+ADVICE = {  # by what limits embedding
+    "read": "faster storage, or more --workers to wait for it",
+    "decode": "more cores, or smaller images: photos far above the network's input are decoded for nothing",
+    "network": "more cores, or a smaller --encoder",
+    "write": "faster storage for ROOT, or a larger --shard-images",
+    "waiting": "a larger --shard-images, so that threads wait less often for the last image of a shard",
+}
 
 
 def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
@@ -100,7 +107,8 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
                 "codes_scanned": manifest["codes_scanned"],
                 "query_ms": indexed.query_ms and round(indexed.query_ms, 3),
             },
-            "bottleneck": bottleneck(embedded),
+            "embedding": embedding_figures(embedded.speed) if embedded.speed else None,
+            "bottleneck": bottleneck(embedded.speed, chosen.spec.precision == "int8"),
         }
     except (SifBatchError, OSError) as error:
         result |= {"error": str(error), "remedy": getattr(error, "remedy", "")}
@@ -172,13 +180,36 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
-def bottleneck(embedded: Embedded) -> str | None:
-    """Which stage of embedding took most of the threads' time; None where nothing was embedded."""
-    total = sum(embedded.thread_s.values())
+def embedding_figures(speed: Speed) -> dict[str, Any]:
+    """Images per second, and the seconds of the threads by stage; waiting is what is left of their time."""
+    spent = {stage: round(seconds, 3) for stage, seconds in speed.thread_s.items()}
+    spent["waiting"] = round(max(0.0, speed.threads * speed.working_s - sum(speed.thread_s.values())), 3)
+    return {
+        "images_per_s": round(speed.images / speed.working_s, 1) if speed.working_s else None,
+        "first_image_s": speed.first_image_s and round(speed.first_image_s, 2),
+        "working_s": round(speed.working_s, 3),
+        "threads": speed.threads,
+        "thread_s": spent,
+    }
+
+
+def bottleneck(speed: Speed | None, int8: bool) -> str | None:
+    """Where the threads' time went, most first, and the one change that would help most; None: nothing was embedded."""
+    if speed is None:
+        return None
+    spent = embedding_figures(speed)["thread_s"]
+    total = sum(spent.values())
     if not total:
         return None
-    stage, spent = max(embedded.thread_s.items(), key=lambda item: item[1])
-    return f"{stage}: {spent / total:.0%} of embedding's thread time"
+    shares = sorted(((seconds / total, stage) for stage, seconds in spent.items()), reverse=True)
+    limit = shares[0][1]
+    advice = ADVICE[limit]
+    if limit == "network" and not int8 and computes_int8():
+        advice = "--precision int8, at about half the network's time"
+    if speed.threads < usable_cores() and limit in ("decode", "network"):
+        advice = f"--workers {usable_cores()}, as many as there are cores"
+    split = ", ".join(f"{stage} {share:.0%}" for share, stage in shares[1:] if share >= 0.005)
+    return f"{limit}: {shares[0][0]:.0%} of core time ({split}); most would help: {advice}"
 
 
 def write_run(

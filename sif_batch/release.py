@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from sif_batch.codes import codes_path, read_codes
 from sif_batch.columns import column_types, make_columns
 from sif_batch.config import SifBatchError, Source, canonical_json
-from sif_batch.encoders.spec import networks, read_spec
 from sif_batch.kernels import import_faiss
 from sif_batch.quantizer import Quantizer, array_bytes
 from sif_batch.storage import Store, sha256_of
@@ -199,7 +198,8 @@ def write_images(live: pa.Table, path: Path) -> None:
 
 def _copy_encoder(store: Store, encoder_id: str, into: Path) -> None:
     into.mkdir()
-    for name in (*networks(read_spec(store, f"encoders/{encoder_id}")), "encoder.json"):
+    lowered = ["fp32.onnx"] if store.exists(f"encoders/{encoder_id}/fp32.onnx") else []
+    for name in ("model.onnx", *lowered, "encoder.json"):
         if store.local:
             shutil.copyfile(store.path(f"encoders/{encoder_id}/{name}"), into / name)
         else:

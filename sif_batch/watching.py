@@ -45,6 +45,7 @@ def embed_in_child(
             nonlocal done, failed
             kind, value = report
             if kind == "start":
+                on_progress(0, 0)  # work has begun
                 in_work.add(value)
                 since[value] = time.monotonic()
             elif kind == "decoded":
