@@ -48,7 +48,12 @@ class Encoder:
         """(s, s, 3) uint8: cropped from the image's centre, or padded around; what does not fit is cut off."""
         spec, size = self.spec, self.spec.input_size
         scale = enlarge * spec.resize_to / SIDE[spec.fit](image.size)
-        if spec.fit == "crop" and spec.decoding == "exact" and enlarge == 1 and scale**2 * area(image) <= LARGE_PIXELS:
+        if (
+            spec.fit == "crop"
+            and spec.decoding == "exact"
+            and enlarge == 1
+            and scale**2 * image.width * image.height <= LARGE_PIXELS
+        ):
             return self._stock_square(image)
         if spec.fit == "crop" and enlarge >= 1:
             centre = _centred(image.size, size / scale)
@@ -106,10 +111,6 @@ def open_session(model: Path | str) -> ort.InferenceSession:
             f"{model}: the network cannot be loaded ({str(error).splitlines()[0][:200]})",
             remedy="sif-batch verify says whether the file is damaged",
         ) from error
-
-
-def area(image: Image.Image) -> int:
-    return image.width * image.height
 
 
 def _side(length: float, most: int) -> int:

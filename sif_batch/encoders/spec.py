@@ -86,7 +86,7 @@ def install_encoder(
     if store.exists(f"{folder}/encoder.json"):
         return
     if model is None:
-        model = (BUILT_IN[spec.name] / "model.onnx").read_bytes()
+        model = model_bytes(store, spec)
     for name, data in zip(networks(spec), (model, float_model or b""), strict=False):
         store.create(f"{folder}/{name}", data)
         store.create(f"{folder}/{name.replace('.onnx', '.sha256')}", f"{digest(data)}\n".encode())
