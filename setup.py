@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 BATCH = ["apache-beam>=2.77", "onnx>=1.17", "threadpoolctl>=3.5"]
-TORCH = ["torch>=2.6", "torchvision>=0.21", "onnx>=1.17", "onnxscript>=0.5"]
+TORCH = ["torch>=2.6", "torchvision>=0.21", "onnx>=1.17", "onnx2torch>=1.5.15", "onnxscript>=0.5"]
 TIMM = [*TORCH, "timm>=1.0.15"]
 DICOM = ["pydicom>=3.0"]
 TIFF = ["imagecodecs>=2025.3", "tifffile>=2025.3"]

@@ -190,8 +190,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from jobs.settings import usable_cores
-from sif_batch.embedding import BATCH, load_encoder
-encoder = load_encoder(sys.argv[1], json.loads((Path(sys.argv[1]) / "root.json").read_text())["encoder"])
+from sif_batch.embedding import load_encoder
+encoder = load_encoder(sys.argv[1], json.loads((Path(sys.argv[1]) / "root.json").read_text())["encoder"], "cpu")
 files = [path.read_bytes() for path in sorted(Path(sys.argv[2]).iterdir())[:256]]
 def speed(work, items, images):
     with ThreadPoolExecutor(usable_cores()) as pool:
@@ -201,7 +201,7 @@ def speed(work, items, images):
 speed(encoder.read_image, files[:32], 32)
 decode, read = speed(encoder.read_image, files, len(files))
 pixels = np.stack([square for square, _, _ in read])
-batches = np.split(pixels, range(BATCH, len(pixels), BATCH))
+batches = np.split(pixels, range(encoder.batch, len(pixels), encoder.batch))
 encoder.embed(batches[0])
 network, _ = speed(encoder.embed, batches, len(files))
 print(json.dumps({"decode": decode, "network": network}))

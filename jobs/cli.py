@@ -15,7 +15,7 @@ from rich.console import Console
 import sif_batch
 from jobs import show
 from jobs.progress import Reporter
-from sif_batch.child import close_shared_child
+from sif_batch.child import close_shared_children
 from sif_batch.config import GateSettings, Int8Settings, SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
 
@@ -97,6 +97,11 @@ def cli() -> None:
     "--workers",
     type=click.IntRange(min=1),
     help="Threads that decode and embed. Default: the cores this process may use.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "torch-cpu"]),
+    help="Where the network runs; auto takes the GPUs that there are. torch-cpu tries the GPU's way without one.",
 )
 @click.option("--shard-images", type=click.IntRange(1, 65_535), help="Images in one unit of work. Default: 1000.")
 @click.option("--max-pixels", type=click.IntRange(min=1), help="Larger images fail as too_large. Default: 100000000.")
@@ -308,7 +313,7 @@ def fail(error: BaseException, as_json: bool) -> int:
 
 def interrupted(number: int, frame: object) -> None:
     """Stop at once: all that stands is whole, and what was in work is not there."""
-    close_shared_child()
+    close_shared_children()
     click.echo("sif-batch: interrupted; the same command goes on where this one stopped", err=True)
     os._exit(128 + number)
 
@@ -334,7 +339,7 @@ def guarded(command: Callable[[], Any], as_json: bool) -> int:
         traceback.print_exc()
         return fail(RuntimeError(f"a defect of sif-batch: {type(error).__name__}: {error}"), as_json)
     finally:
-        close_shared_child()
+        close_shared_children()
 
 
 def main() -> None:

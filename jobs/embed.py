@@ -1,5 +1,6 @@
 """The first half of a run: finish what a dead run left, then embed what is new."""
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,13 +13,17 @@ import pyarrow.compute as pc
 from jobs.progress import Reporter, process_age_s
 from jobs.settings import RunSettings
 from sif_batch.catalog import Catalog, load_catalog
-from sif_batch.child import shared_child
+from sif_batch.child import ChildDied, shared_children
 from sif_batch.config import RootRecord, SifBatchError
-from sif_batch.shards import OPEN, finish_plan, make_plan, open_plans, plan_shards, save_plan
+from sif_batch.devices import Lane, choose_devices, plan_lanes
+from sif_batch.encoders import read_spec
+from sif_batch.shards import OPEN, finish_plan, make_plan, open_plans, plan_encoder, plan_shards, save_plan
 from sif_batch.sources import Listing
 from sif_batch.sources.listing import listing_names
 from sif_batch.standing import ENTRY, Standing, failures_by_kind, spans_to_do, stale_rows, standing_rows
 from sif_batch.storage import Store
+
+WARM_UP = "sif_batch.embedding:warm_up"
 
 
 @dataclass
@@ -35,10 +40,11 @@ class Embedded:
 
 @dataclass
 class Speed:
-    """How fast embedding was. first_image_s: from the process's start; working_s: from there to the last part;
-    thread_s: what the threads did, seconds by stage."""
+    """How fast embedding was. device: what was chosen, and why; first_image_s: from the process's start; working_s:
+    from there to the last part; thread_s: what the threads did, seconds by stage."""
 
-    threads: int
+    device: str = ""
+    lanes: list[Lane] = field(default_factory=list)
     images: int = 0
     first_image_s: float | None = None
     working_s: float = 0.0
@@ -52,7 +58,7 @@ def embed_collection(
     entries = listing.entries
     catalog = load_catalog(store, record.encoder)
     before = set(catalog.parts)
-    speed = Speed(settings.workers)
+    speed = Speed()
     for unfinished in [*open_plans(store, record.encoder), None]:
         standing = standing_rows(entries, catalog, settings.max_attempts)
         todo = spans_to_do(entries, standing, catalog, to_retry(standing, catalog, before, settings.retry_failed))
@@ -119,29 +125,51 @@ def count(standing: Standing, stale: np.ndarray, catalog: Catalog, before: set[s
     return counts
 
 
+def choose_lanes(store: Store, encoder: str, shards: int, settings: RunSettings) -> tuple[list[Lane], str]:
+    """The processes to embed in, and their device in a few words. Raises SifBatchError for one that is not here.
+
+    `auto` tries the network on the GPU, and keeps to the CPU where it cannot run there.
+    """
+    devices, shown = choose_devices(settings.device, read_spec(store, f"encoders/{encoder}").precision)
+    if settings.device == "auto" and devices != ["cpu"]:
+        try:
+            shared_children(1)[0].call(WARM_UP, root=store.url, encoder_id=encoder, device=devices[0])
+        except (SifBatchError, ChildDied) as error:
+            devices, shown = ["cpu"], f"cpu, not {shown}: {error}"
+    return plan_lanes(devices, settings.workers, shards), shown
+
+
 def _run_shards(
     store: Store, name: str, plan: pa.Table, settings: RunSettings, reporter: Reporter, speed: Speed
 ) -> None:
     if not len(plan):
         return
-    shared_child().start()  # it imports and loads while this process imports Beam
-    from pipelines import embed
+    shards = plan["shard"].unique().to_pylist()
+    encoder = plan_encoder(store, name)
+    if not speed.lanes:
+        speed.lanes, speed.device = choose_lanes(store, encoder, len(shards), settings)
+        reporter.say(f"embedding on {speed.device}")
+    for child, lane in zip(shared_children(len(speed.lanes)), speed.lanes, strict=True):
+        child.prepare(WARM_UP, root=store.url, encoder_id=encoder, device=lane.device)
+    from pipelines import embed  # meanwhile
     from pipelines.runner import Progress, run_pipeline
 
-    shards = plan["shard"].unique().to_pylist()
     total = None if OPEN in plan["last"].to_pylist() else len(plan)  # nobody knows what a container holds
     with reporter.stage("embedding", total, "images") as update:
         began: list[float] = []
 
+        told = threading.Lock()
+
         def on_progress(done: int, failed: int) -> None:
-            if not began:
-                began.append(time.monotonic())
-                if speed.first_image_s is None:
-                    speed.first_image_s = process_age_s()
-            update(done, failed)
+            with told:  # several lanes tell
+                if not began:
+                    began.append(time.monotonic())
+                    if speed.first_image_s is None:
+                        speed.first_image_s = process_age_s()
+                update(done, failed)
 
         Progress.update = staticmethod(on_progress)
-        transform = embed.EmbedShards(store.url, name, shards, settings.workers, settings.image_timeout)
+        transform = embed.EmbedShards(store.url, name, shards, speed.lanes, settings.image_timeout)
         counters = run_pipeline(transform, settings.beam)
         speed.working_s += time.monotonic() - began[0] if began else 0.0
         speed.images += counters.pop("images", 0)

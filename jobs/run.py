@@ -18,6 +18,7 @@ from jobs.settings import RunSettings, decide_record, read_record, usable_cores
 from sif_batch.catalog import load_catalog
 from sif_batch.child import Child, ChildDied
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError, canonical_json
+from sif_batch.devices import choose_devices
 from sif_batch.encoders import install_encoder
 from sif_batch.encoders.choose import Chosen
 from sif_batch.encoders.spec import check_encoder, model_bytes
@@ -58,6 +59,7 @@ def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
         record = record.model_copy(update={"encoder": chosen.spec.id})
     if old is not None and old.encoder != record.encoder:
         say_cost(store, old, record, listing, settings, reporter)
+    choose_devices(settings.device, chosen.spec.precision)  # or the error
     # Nothing was written before this line.
     store.sweep()
     install_encoder(store, chosen.spec, chosen.model, chosen.float_model)
@@ -183,12 +185,15 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def embedding_figures(speed: Speed) -> dict[str, Any]:
     """Images per second, and the seconds of the threads by stage; waiting is what is left of their time."""
     spent = {stage: round(seconds, 3) for stage, seconds in speed.thread_s.items()}
-    spent["waiting"] = round(max(0.0, speed.threads * speed.working_s - sum(speed.thread_s.values())), 3)
+    threads = sum(lane.threads for lane in speed.lanes)
+    spent["waiting"] = round(max(0.0, threads * speed.working_s - sum(speed.thread_s.values())), 3)
     return {
         "images_per_s": round(speed.images / speed.working_s, 1) if speed.working_s else None,
         "first_image_s": speed.first_image_s and round(speed.first_image_s, 2),
         "working_s": round(speed.working_s, 3),
-        "threads": speed.threads,
+        "device": speed.device,
+        "processes": len(speed.lanes),
+        "threads": threads,
         "thread_s": spent,
     }
 
@@ -206,7 +211,7 @@ def bottleneck(speed: Speed | None, int8: bool) -> str | None:
     advice = ADVICE[limit]
     if limit == "network" and not int8 and computes_int8():
         advice = "--precision int8, at about half the network's time"
-    if speed.threads < usable_cores() and limit in ("decode", "network"):
+    if sum(lane.threads for lane in speed.lanes) < usable_cores() and limit in ("decode", "network"):
         advice = f"--workers {usable_cores()}, as many as there are cores"
     split = ", ".join(f"{stage} {share:.0%}" for share, stage in shares[1:] if share >= 0.005)
     return f"{limit}: {shares[0][0]:.0%} of core time ({split}); most would help: {advice}"

@@ -17,6 +17,7 @@ from sif_batch.config import (
     SifBatchError,
     Source,
 )
+from sif_batch.devices import Device
 from sif_batch.encoders.choose import Chosen, Say, choose_encoder
 from sif_batch.encoders.request import EncoderRequest
 from sif_batch.shards import Limits
@@ -44,6 +45,7 @@ class RunSettings(Frozen):
     encoder: EncoderRequest = EncoderRequest()
     family: Family | None = None
     workers: int = Field(default_factory=usable_cores, ge=1)
+    device: Device = "auto"
     limits: Limits = Limits()
     image_timeout: float = Field(default=IMAGE_TIMEOUT_S, gt=0)
     retry_failed: bool = False

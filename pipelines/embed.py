@@ -1,39 +1,74 @@
 """Shards to parts. An element is (plan, shard number): under 200 bytes."""
 
+import queue
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import apache_beam as beam
 
 from pipelines.runner import Progress, telling_why
-from sif_batch.child import shared_child
+from sif_batch.child import Child, shared_children
+from sif_batch.devices import Lane
+from sif_batch.embedding import ShardStats
 from sif_batch.watching import embed_in_child
 
 
 class EmbedShard(beam.DoFn):  # type: ignore[misc]
-    """`sif_batch.watching.embed_in_child` on each shard."""
+    """`sif_batch.watching.embed_in_child` on each shard, in as many processes at once as there are lanes."""
 
-    def __init__(self, root: str, threads: int, image_timeout_s: float):
-        self.root, self.threads, self.image_timeout_s = root, threads, image_timeout_s
+    def __init__(self, root: str, lanes: Sequence[Lane], image_timeout_s: float):
+        self.root, self.lanes, self.image_timeout_s = root, lanes, image_timeout_s
+
+    def start_bundle(self) -> None:
+        self._free: queue.SimpleQueue[tuple[Child, Lane]] = queue.SimpleQueue()
+        for place in zip(shared_children(len(self.lanes)), self.lanes, strict=True):
+            self._free.put(place)
+        self._pool = ThreadPoolExecutor(len(self.lanes))
+        self._in_work: set[Future[ShardStats]] = set()
 
     def process(self, element: tuple[str, int]) -> Iterator[None]:
-        plan, shard = element
-        with telling_why():
-            stats = embed_in_child(
-                shared_child(), self.root, plan, shard, self.threads, Progress.update, self.image_timeout_s
-            )
-        values = {"images": stats.images, "failed": stats.failed}
-        values |= {f"{stage}_ms": round(1000 * seconds) for stage, seconds in stats.seconds.items()}
-        for name, value in values.items():
-            beam.metrics.Metrics.counter("sif_batch", name).inc(value)
+        self._in_work.add(self._pool.submit(self._embed, *element))
+        self._settle(len(self.lanes))  # one more waits, so that no lane waits for Beam
         yield from ()
+
+    def finish_bundle(self) -> None:
+        self._settle(0)
+        self._pool.shutdown()
+
+    def _embed(self, plan: str, shard: int) -> ShardStats:
+        child, lane = self._free.get()
+        try:
+            return embed_in_child(child, self.root, plan, shard, lane, Progress.update, self.image_timeout_s)
+        finally:
+            self._free.put((child, lane))
+
+    def _settle(self, most: int) -> None:
+        """Wait until at most so many shards are in work or waiting, and count what the others cost."""
+        with telling_why():
+            try:
+                while len(self._in_work) > most:
+                    done, self._in_work = wait(self._in_work, return_when=FIRST_COMPLETED)
+                    for shard in done:
+                        count(shard.result())
+            except BaseException:
+                self._pool.shutdown(cancel_futures=True)  # the other lanes end their shards
+                raise
+
+
+def count(stats: ShardStats) -> None:
+    """Add a shard's cost to the pipeline's counters."""
+    values = {"images": stats.images, "failed": stats.failed}
+    values |= {f"{stage}_ms": round(1000 * seconds) for stage, seconds in stats.seconds.items()}
+    for name, value in values.items():
+        beam.metrics.Metrics.counter("sif_batch", name).inc(value)
 
 
 class EmbedShards(beam.PTransform):  # type: ignore[misc]
     """All shards of a plan, spread over the workers."""
 
-    def __init__(self, root: str, plan: str, shards: Sequence[int], threads: int, image_timeout_s: float):
+    def __init__(self, root: str, plan: str, shards: Sequence[int], lanes: Sequence[Lane], image_timeout_s: float):
         super().__init__()
-        self.plan, self.shards, self.embed_shard = plan, shards, EmbedShard(root, threads, image_timeout_s)
+        self.plan, self.shards, self.embed_shard = plan, shards, EmbedShard(root, lanes, image_timeout_s)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
         return (

@@ -106,6 +106,16 @@ class Child:
         known, text = value
         raise known or RuntimeError(f"in the worker process:\n{text}")
 
+    def prepare(self, function: str, **arguments: Any) -> None:
+        """Start the process and `call` without waiting; what goes wrong there, the next call meets too."""
+
+        def work() -> None:
+            with contextlib.suppress(Exception):
+                self.call(function, **arguments)
+
+        self.start()
+        threading.Thread(target=work, daemon=True).start()
+
     def call_again(self, function: str, tries: int = 3, **arguments: Any) -> Any:
         """`call` for work that is not to blame for a death: up to `tries` times."""
         for left in reversed(range(tries)):
@@ -163,22 +173,20 @@ def _describe(code: int | None) -> str:
     return f"exit code {code}"
 
 
-_shared: Child | None = None
+_shared: list[Child] = []
 _shared_lock = threading.Lock()
 
 
-def shared_child() -> Child:
-    """The one child of this process: a model is loaded once, however many elements pass through."""
-    global _shared
+def shared_children(number: int) -> list[Child]:
+    """So many children of this process, always the same: each loads its model once, however many elements come."""
     with _shared_lock:
-        if _shared is None:
-            _shared = Child()
-        return _shared
+        _shared.extend(Child() for _ in range(number - len(_shared)))
+        return _shared[:number]
 
 
-def close_shared_child() -> None:
-    if _shared is not None:
-        _shared.close()
+def close_shared_children() -> None:
+    for child in _shared:
+        child.close()
 
 
 def serve(descriptor: int) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.devices import Lane
 from sif_batch.encoders import Encoder, read_spec
 from sif_batch.failures import ImageError
 from sif_batch.kernels import computes_int8, embedding_fingerprint, instruction_set
@@ -26,7 +27,6 @@ from sif_batch.sources.names import hash_of, key_of, member_key
 from sif_batch.sources.reading import check_unchanged, read_container, read_file
 from sif_batch.storage import Store
 
-BATCH = 4  # larger ones are slower and hold more memory: 128 MB for two threads at 1, 788 MB at 32
 AHEAD_BYTES = 64 * 2**20  # of a container that may wait for a thread
 STAGES = ("read", "decode", "network", "write")
 
@@ -60,14 +60,13 @@ class _Crew:
     def __init__(
         self, encoder: Encoder, threads: int, limits: Limits, lost: dict[int, str], suspects: list[int], report: Report
     ):
-        self._encoder, self._threads, self._limits = encoder, threads, limits
+        self.encoder, self._threads, self._limits = encoder, threads, limits
         self._lost, self._suspects, self._report = lost, frozenset(suspects), report
         self._pool = ThreadPoolExecutor(threads)
         self._batch: list[_Image] = []
         self._waiting: deque[tuple[int, Future[Seconds]]] = deque()
         self._rows: dict[int, Row] = {}
         self.stats = ShardStats()
-        Image.init()  # Pillow loads its formats at the first odd file: not in two threads at once
 
     def __enter__(self) -> "_Crew":
         return self
@@ -81,7 +80,7 @@ class _Crew:
         if alone:
             self._finish()
         self._batch.append(image)
-        if len(self._batch) == BATCH or alone:
+        if len(self._batch) == self.encoder.batch or alone:
             self._submit()
         if alone:
             self._finish()
@@ -114,7 +113,7 @@ class _Crew:
         seconds = Seconds(float)
         pixels = [self._read(image, seconds) for image in images]
         rows = [image.row for image in images]
-        _embed_rows([(row, p) for row, p in zip(rows, pixels, strict=True) if p is not None], self._encoder, seconds)
+        _embed_rows([(row, p) for row, p in zip(rows, pixels, strict=True) if p is not None], self.encoder, seconds)
         self._rows.update((image.number, image.row) for image in images)
         failed = sum(row["error_kind"] is not None for row in rows)
         self._report(("done", ([image.number for image in images], failed)))
@@ -132,7 +131,7 @@ class _Crew:
             data = image.read()
             read = time.perf_counter()
             row["sha256"] = hashlib.sha256(data).digest()
-            pixels, row["width"], row["height"] = self._encoder.read_image(data, self._limits.max_pixels)
+            pixels, row["width"], row["height"] = self.encoder.read_image(data, self._limits.max_pixels)
             seconds["read"] += read - started
             seconds["decode"] += time.perf_counter() - read
             return pixels
@@ -143,8 +142,22 @@ class _Crew:
             self._report(("decoded", image.number))
 
 
+def warm_up(report: Report, root: str, encoder_id: str, device: str) -> None:
+    """Load all that the first shard would wait for. Runs in the child, while the caller imports Beam."""
+    encoder = load_encoder(root, encoder_id, device)
+    size = encoder.spec.input_size
+    encoder.run(np.zeros((encoder.batch, size, size, 3), np.uint8))
+    encode_part([], [], encoder_id, embedding_fingerprint(encoder.fingerprint))
+
+
 def embed_shard(
-    report: Report, root: str, plan: str, shard: int, threads: int, lost: dict[int, str], suspects: list[int]
+    report: Report,
+    root: str,
+    plan: str,
+    shard: int,
+    lane: Lane,
+    lost: dict[int, str],
+    suspects: list[int],
 ) -> ShardStats:
     """Make the part of one shard, or the parts of one container, unless they stand. Runs in the child.
 
@@ -153,8 +166,8 @@ def embed_shard(
     """
     store = Store(root)
     work = read_shard(store, plan, shard)
-    encoder = load_encoder(root, work.encoder_id)
-    with _Crew(encoder, threads, work.limits, lost, suspects, report) as crew:
+    encoder = load_encoder(root, work.encoder_id, lane.device)
+    with _Crew(encoder, lane.threads, work.limits, lost, suspects, report) as crew:
         if container_kind(work.spans[0]["path"]) is not None:
             _embed_container(store, work, crew, report)
         elif store.exists(part_path(work.encoder_id, work.part)):
@@ -162,7 +175,7 @@ def embed_shard(
         else:
             for number, span in enumerate(work.spans):
                 crew.add(_file_image(work, number, span))
-            _write(store, work, work.part, work.spans, list(crew.take().values()), crew.stats)
+            _write(store, work, work.part, work.spans, list(crew.take().values()), crew)
         return crew.stats
 
 
@@ -200,7 +213,7 @@ def _embed_container(store: Store, work: Shard, crew: _Crew, report: Report) -> 
             kept.append(row | {"error_kind": own.kind, "error": str(own)})
         name = part_name(work.encoder_id, [span | {"first": first}], work.limits)
         made = span | {"first": first, "last": last, "end": end}
-        _write(store, work, name, [made], kept, crew.stats, len(rows) - len(named))
+        _write(store, work, name, [made], kept, crew, len(rows) - len(named))
         return not end
 
     try:
@@ -260,17 +273,19 @@ def _write(
     name: str,
     spans: Sequence[dict[str, Any]],
     rows: list[Row],
-    stats: ShardStats,
+    crew: _Crew,
     superseded: int = 0,
 ) -> None:
     started = time.perf_counter()
-    data = encode_part(rows, spans, work.encoder_id, embedding_fingerprint(), superseded)
+    data = encode_part(rows, spans, work.encoder_id, embedding_fingerprint(crew.encoder.fingerprint), superseded)
     store.create(part_path(work.encoder_id, name), data)
-    stats.seconds["write"] += time.perf_counter() - started
+    crew.stats.seconds["write"] += time.perf_counter() - started
 
 
 @functools.lru_cache(maxsize=1)
-def load_encoder(root: str, encoder_id: str) -> Encoder:
+def load_encoder(root: str, encoder_id: str, device: str) -> Encoder:
+    """ROOT's encoder, ready to run on a device of `devices.Lane`. Raises SifBatchError."""
+    Image.init()  # Pillow loads its formats at the first odd file: not in two threads at once
     store = Store(root)
     folder = f"encoders/{encoder_id}"
     with tempfile.TemporaryDirectory() as scratch:
@@ -280,14 +295,24 @@ def load_encoder(root: str, encoder_id: str) -> Encoder:
                 f"{encoder_id} is int8, which this machine's CPU ({instruction_set()}) computes otherwise (no VNNI)",
                 remedy="run on machines with VNNI, or choose --precision fp32, which embeds everything again",
             )
-        return Encoder(spec, store.fetch(f"{folder}/model.onnx", Path(scratch)))
+        return Encoder(spec, store.fetch(f"{folder}/model.onnx", Path(scratch)), device)
 
 
 def _embed_rows(pairs: list[tuple[Row, np.ndarray]], encoder: Encoder, seconds: Seconds) -> None:
     if not pairs:
         return
     started = time.perf_counter()
-    vectors = encoder.embed(np.stack([pixels for _, pixels in pairs]))
+    try:
+        vectors = encoder.embed(np.stack([pixels for _, pixels in pairs]))
+    except SifBatchError:
+        raise
+    except Exception as error:  # onnxruntime and torch raise their own
+        for pair in pairs if len(pairs) > 1 else ():
+            _embed_rows([pair], encoder, seconds)
+        if len(pairs) == 1:
+            row = pairs[0][0]
+            row["error_kind"], row["error"] = "crashed", f"the network failed on it: {error}"[:500]
+        return
     with np.errstate(over="ignore"):
         vectors = vectors.astype(np.float16)
     for (row, _), vector in zip(pairs, vectors, strict=True):

@@ -22,7 +22,10 @@ TRANSIENT = {
     "timeout": ("reading or decoding it took too long", "--image-timeout with more seconds, or remove it"),
     "short_read": ("fewer bytes came than were listed", "nothing: the next night reads it again"),
     "changed": ("it changed after it was listed", "nothing: the next night lists anew"),
-    "crashed": ("its decoder ended the worker process", "convert it, or leave it out with --exclude"),
+    "crashed": (
+        "its decoder ended the worker process, or the network failed",
+        "convert it, or leave it out with --exclude",
+    ),
 }
 
 

@@ -59,15 +59,15 @@ def import_faiss() -> ModuleType:
     return faiss  # type: ignore[no-any-return]
 
 
-def embedding_fingerprint() -> dict[str, str]:
-    """What the bytes of a part depend on, beside its images and encoder."""
+def embedding_fingerprint(network: dict[str, str]) -> dict[str, str]:
+    """What the bytes of a part depend on, beside its images and encoder. network: of what runs it."""
     from PIL import features
 
     return {
         "isa": instruction_set(),
         "jpeg": features.version("jpg") or "none",
-        "onnxruntime": importlib.metadata.version("onnxruntime"),
         "pillow": importlib.metadata.version("pillow"),
+        **network,
     }
 
 

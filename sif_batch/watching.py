@@ -8,6 +8,7 @@ from typing import Any
 
 from sif_batch.child import STALL_S, Child, ChildDied
 from sif_batch.config import SifBatchError
+from sif_batch.devices import Lane
 from sif_batch.embedding import ShardStats
 
 STRIKES = 2  # an image that ends the child alone, this often, is the cause
@@ -22,7 +23,7 @@ def embed_in_child(
     root: str,
     plan: str,
     shard: int,
-    threads: int,
+    lane: Lane,
     on_progress: Progress,
     image_timeout_s: float = IMAGE_TIMEOUT_S,
     stall_s: float = STALL_S,
@@ -69,7 +70,7 @@ def embed_in_child(
                 root=root,
                 plan=plan,
                 shard=shard,
-                threads=threads,
+                lane=lane,
                 lost=lost,
                 suspects=sorted(strikes.keys() - lost.keys()) if tries >= SHARD_TRIES else [],
             )

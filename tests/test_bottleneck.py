@@ -3,11 +3,14 @@
 from jobs.embed import Speed
 from jobs.run import bottleneck, embedding_figures
 from jobs.settings import usable_cores
+from sif_batch.devices import Lane
 
 
 def speed(threads: int = 0, **thread_s: float) -> Speed:
     threads = threads or usable_cores()
-    return Speed(threads, images=100, first_image_s=1.5, working_s=10 / threads, thread_s=thread_s)
+    return Speed(
+        "cpu", [Lane("cpu", threads)], images=100, first_image_s=1.5, working_s=10 / threads, thread_s=thread_s
+    )
 
 
 def test_what_no_stage_took_is_waiting_and_all_adds_up() -> None:
@@ -25,10 +28,10 @@ def test_the_limit_comes_first_with_the_one_change_that_would_help() -> None:
 
 
 def test_idle_cores_are_said_before_anything_else() -> None:
-    line = bottleneck(Speed(0, 100, 1.0, 10.0, {"network": 9.0}), int8=True)
+    line = bottleneck(Speed("cpu", [Lane("cpu", 0)], 100, 1.0, 10.0, {"network": 9.0}), int8=True)
     assert line is not None and f"--workers {usable_cores()}" in line
 
 
 def test_a_night_that_embedded_nothing_has_no_bottleneck() -> None:
     assert bottleneck(None, int8=False) is None
-    assert bottleneck(Speed(2), int8=False) is None
+    assert bottleneck(Speed(), int8=False) is None

@@ -19,6 +19,7 @@ import pytest
 from sif_batch.catalog import load_catalog
 from sif_batch.child import Child
 from sif_batch.config import SifBatchError, Source
+from sif_batch.devices import Lane
 from sif_batch.embedding import ShardStats, embed_shard, load_encoder
 from sif_batch.encoders import built_in_spec, install_encoder
 from sif_batch.failures import ImageError
@@ -78,7 +79,7 @@ def part_rows(store: Store, plan: str) -> dict[str, Row]:
 def embed_here(store: Store, plan: str, threads: int = 2) -> list[ShardStats]:
     """Every shard of the plan, in this process."""
     shards = dict.fromkeys(plan_shards(store, plan)["shard"].to_pylist())
-    return [embed_shard(lambda report: None, store.url, plan, shard, threads, {}, []) for shard in shards]
+    return [embed_shard(lambda report: None, store.url, plan, shard, Lane("cpu", threads), {}, []) for shard in shards]
 
 
 def vectors_of(rows: Mapping[str, Row]) -> dict[str, bytes]:
@@ -94,7 +95,7 @@ def embed_watched(child: Child, store: Store, plan: str, **seconds: float) -> tu
         progress[0] += done
         progress[1] += failed
 
-    return embed_in_child(child, store.url, plan, 0, 1, add, **seconds), progress
+    return embed_in_child(child, store.url, plan, 0, Lane("cpu", 1), add, **seconds), progress
 
 
 # A FIFO in an image's place is a meeting point: whoever opens it to read waits until somebody opens it to write.
@@ -144,7 +145,7 @@ def test_a_row_says_who_the_image_is_and_holds_its_vector(tmp_path: Path, photos
     rows = part_rows(store, plan)
     paths = sorted(str(path.relative_to(source)) for path in source.rglob("*.jpg"))
     assert sorted(rows) == paths
-    encoder = load_encoder(store.url, SPEC.id)
+    encoder = load_encoder(store.url, SPEC.id, "cpu")
     for path, row in rows.items():
         data = (source / path).read_bytes()
         pixels, width, height = encoder.read_image(data)
@@ -185,7 +186,7 @@ def test_a_suspect_is_alone_in_work_and_changes_no_byte(tmp_path: Path, photos: 
     for suspects in ([], [2, 7]):
         store, plan = make_root(tmp_path / f"root{len(suspects)}", str(source))
         reports: list[Any] = []
-        embed_shard(reports.append, store.url, plan, 0, 2, {}, suspects)
+        embed_shard(reports.append, store.url, plan, 0, Lane("cpu", 2), {}, suspects)
         in_work: set[int] = set()
         started: list[int] = []
         for kind, value in reports:
@@ -417,7 +418,7 @@ def test_a_vector_that_does_not_fit_float16_is_a_failure(
     tmp_path: Path, photos: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, plan = make_root(tmp_path / "root", str(photos(2)))
-    encoder = load_encoder(store.url, SPEC.id)
+    encoder = load_encoder(store.url, SPEC.id, "cpu")
     honest = encoder.embed
 
     def overflow(batch: np.ndarray) -> np.ndarray:

@@ -21,8 +21,10 @@ BRING_IN = {
     "int8",
     "onnx_files",
     "onnx_graph",
+    "onnx_to_torch",
     "own_onnx",
     "timm_export",
+    "torch_runtime",
     "torchvision_weights",
     "weights",
 }

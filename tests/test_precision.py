@@ -121,7 +121,7 @@ def test_a_worker_without_vnni_refuses_to_embed(
     monkeypatch.setattr("sif_batch.embedding.computes_int8", lambda: False)
     load_encoder.cache_clear()
     with pytest.raises(SifBatchError, match="is int8, which this machine's CPU"):
-        load_encoder(str(lowered[0]), encoder_of(lowered[0]).spec.id)
+        load_encoder(str(lowered[0]), encoder_of(lowered[0]).spec.id, "cpu")
 
 
 @needs_vnni

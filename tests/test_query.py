@@ -29,6 +29,7 @@ from synthetic import (
 from sif_batch import gate
 from sif_batch.catalog import load_catalog
 from sif_batch.config import SifBatchError, Source
+from sif_batch.devices import Lane
 from sif_batch.embedding import embed_shard
 from sif_batch.encoders import Encoder, built_in_spec, install_encoder
 from sif_batch.encoders.spec import BUILT_IN
@@ -423,7 +424,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     todo = spans_to_do(entries, standing_rows(entries, catalog), catalog)
     plan = save_plan(store, spec.id, make_plan(spec.id, todo, Limits(shard_images=25)), sources)
     for shard in range(-(-len(entries) // 25)):
-        embed_shard(lambda report: None, store.url, plan, shard, 2, {}, [])
+        embed_shard(lambda report: None, store.url, plan, shard, Lane("cpu", 2), {}, [])
     build_release(store, entries, folder, sources=sources, encoder=spec.id)
     return folder / "photos", folder / "root"
 
