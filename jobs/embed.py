@@ -158,20 +158,22 @@ def _run_shards(
     with reporter.stage("embedding", total, "images") as update:
         began: list[float] = []
 
-        told = threading.Lock()
+        told, ended = threading.Lock(), 0.0
 
         def on_progress(done: int, failed: int) -> None:
+            nonlocal ended
             with told:  # several lanes tell
                 if not began:
                     began.append(time.monotonic())
                     if speed.first_image_s is None:
                         speed.first_image_s = process_age_s()
+                ended = time.monotonic()
                 update(done, failed)
 
         Progress.update = staticmethod(on_progress)
         transform = embed.EmbedShards(store.url, name, shards, speed.lanes, settings.image_timeout)
         counters = run_pipeline(transform, settings.beam)
-        speed.working_s += time.monotonic() - began[0] if began else 0.0
+        speed.working_s += ended - began[0] if began else 0.0
         speed.images += counters.pop("images", 0)
         for key, value in counters.items():
             if key.endswith("_ms"):

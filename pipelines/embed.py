@@ -50,6 +50,7 @@ class EmbedShard(beam.DoFn):  # type: ignore[misc]
                     done, self._in_work = wait(self._in_work, return_when=FIRST_COMPLETED)
                     for shard in done:
                         count(shard.result())
+                        Progress.update(0, 0)  # a part stands
             except BaseException:
                 self._pool.shutdown(cancel_futures=True)  # the other lanes end their shards
                 raise

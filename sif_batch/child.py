@@ -143,6 +143,8 @@ class Child:
     ) -> tuple[str, Any]:
         """The child's answer; its reports on the way go to `on_report`, each resetting the clock."""
         assert self._pipe
+        readable = select.poll()  # Connection.poll makes one each time
+        readable.register(self._pipe, select.POLLIN)
         asked = time.monotonic()
         deadline = asked + stall_s
         while True:
@@ -150,7 +152,7 @@ class Child:
                 asked = time.monotonic()
                 if why := overdue():
                     raise ChildDied(why, overdue=True)
-            if self._pipe.poll(POLL_S):
+            if readable.poll(1000 * POLL_S):
                 kind, value = self._pipe.recv()
                 if kind != "report":
                     return kind, value

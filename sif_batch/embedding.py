@@ -111,7 +111,12 @@ class _Crew:
 
     def _work(self, images: Sequence[_Image]) -> Seconds:
         seconds = Seconds(float)
-        pixels = [self._read(image, seconds) for image in images]
+        pixels, before = [], None
+        for image in images:
+            self._report(("start", (image.number, before)))
+            pixels.append(self._read(image, seconds))
+            before = image.number
+        self._report(("decoded", before))
         rows = [image.row for image in images]
         _embed_rows([(row, p) for row, p in zip(rows, pixels, strict=True) if p is not None], self.encoder, seconds)
         self._rows.update((image.number, image.row) for image in images)
@@ -126,7 +131,6 @@ class _Crew:
             if image.number in self._lost:
                 kind, _, message = self._lost[image.number].partition(":")
                 raise ImageError(kind, message)
-            self._report(("start", image.number))
             started = time.perf_counter()
             data = image.read()
             read = time.perf_counter()
@@ -138,8 +142,6 @@ class _Crew:
         except ImageError as error:
             row["error_kind"], row["error"] = error.kind, str(error)
             return None
-        finally:
-            self._report(("decoded", image.number))
 
 
 def warm_up(report: Report, root: str, encoder_id: str, device: str) -> None:
@@ -162,7 +164,7 @@ def embed_shard(
     """Make the part of one shard, or the parts of one container, unless they stand. Runs in the child.
 
     lost: images known to end the process, as "kind:message"; suspects: images to try alone.
-    Reports ("start", image), ("decoded", image) and ("done", (images, failures)).
+    Reports ("start", (image, the one decoded before it)), ("decoded", image) and ("done", (images, failures)).
     """
     store = Store(root)
     work = read_shard(store, plan, shard)

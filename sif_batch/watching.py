@@ -47,8 +47,11 @@ def embed_in_child(
             kind, value = report
             if kind == "start":
                 on_progress(0, 0)  # work has begun
-                in_work.add(value)
-                since[value] = time.monotonic()
+                image, before = value
+                since.pop(before, None)
+                if image not in lost:
+                    in_work.add(image)
+                    since[image] = time.monotonic()
             elif kind == "decoded":
                 since.pop(value, None)
             else:

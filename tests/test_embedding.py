@@ -191,9 +191,10 @@ def test_a_suspect_is_alone_in_work_and_changes_no_byte(tmp_path: Path, photos: 
         started: list[int] = []
         for kind, value in reports:
             if kind == "start":
-                started.append(value)
-                assert not in_work & set(suspects) and (value not in suspects or not in_work)
-                in_work.add(value)
+                image, _ = value
+                started.append(image)
+                assert not in_work & set(suspects) and (image not in suspects or not in_work)
+                in_work.add(image)
             elif kind == "done":
                 in_work -= set(value[0])
         assert sorted(started) == list(range(10)) and not in_work
