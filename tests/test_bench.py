@@ -1,0 +1,59 @@
+"""The embedding benchmark, run at a small size; its ratios by hand."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+
+from benchmarks.embed import summary
+
+
+def bench(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.embed", "--rounds", "1", "--json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_it_measures_ours_and_the_roofline() -> None:
+    found = bench("--number", "12", "--contenders", "sif-batch fp32")
+    ours = "sif-batch fp32"
+    assert found["images"] == 12
+    assert found["images_per_s"][ours] > 0
+    assert found["peak_rss_mb"][ours] > 50
+    assert found["startup_s"][ours] > 0
+    roof = found["roofline"][ours]
+    assert roof["both"] == pytest.approx(1 / (1 / roof["decode"] + 1 / roof["network"]), rel=0.01)
+    assert found["roofline_share"][ours] == pytest.approx(found["images_per_s"][ours] / roof["both"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_peers_embed_the_same_images() -> None:
+    found = bench("--number", "40")
+    assert all(speed > 0 for speed in found["images_per_s"].values())
+    assert set(found["ratio_to_best_peer"]) == {"sif-batch fp32", "sif-batch int8"}
+
+
+def test_ratios_are_made_within_a_round() -> None:
+    def run(images_per_s: float) -> dict[str, Any]:
+        return {"images_per_s": images_per_s, "cpu_s": 10.0, "peak_mb": 100.0, "startup_s": 1.0, "images": 100}
+
+    runs = {
+        "sif-batch fp32": [run(100.0), run(50.0), run(90.0)],  # a neighbour slowed the second round
+        "torch, one at a time": [run(20.0), run(10.0), run(15.0)],
+        "Beam RunInference": [run(10.0), run(12.5), run(5.0)],
+        "DataLoader + ONNX Runtime": [run(80.0), run(50.0), run(45.0)],
+    }
+    roofs = {"sif-batch fp32": [{"decode": 400.0, "network": 400.0 / 3}] * 3}
+    found = summary(runs, roofs)
+    assert found["images_per_s"]["sif-batch fp32"] == 90
+    assert found["spread"]["sif-batch fp32"] == [50, 100]
+    assert found["ratio_to_best_peer"]["sif-batch fp32"] == 5  # of 5, 4 and 6
+    assert found["ratio_to_onnxruntime"]["sif-batch fp32"] == 1.25
+    assert found["roofline"]["sif-batch fp32"]["both"] == 100
+    assert found["roofline_share"]["sif-batch fp32"] == 0.9
+    assert found["cpu_s_per_image"]["Beam RunInference"] == 0.1
