@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from jobs.progress import Reporter, process_age_s
 from jobs.settings import RunSettings
 from sif_batch.catalog import Catalog, load_catalog
-from sif_batch.child import ChildDied, shared_children
+from sif_batch.child import ChildDied, shared_child, shared_children
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.devices import Lane, choose_devices, plan_lanes
 from sif_batch.encoders import read_spec
@@ -40,8 +40,8 @@ class Embedded:
 
 @dataclass
 class Speed:
-    """How fast embedding was. device: what was chosen, and why; first_image_s: from the process's start; working_s:
-    from there to the last part; thread_s: what the threads did, seconds by stage."""
+    """How fast embedding was. device: what was chosen, and why; lanes: of the plan that had most; first_image_s: from
+    the process's start; working_s: from there to the last part; thread_s: what the threads did, seconds by stage."""
 
     device: str = ""
     lanes: list[Lane] = field(default_factory=list)
@@ -49,6 +49,10 @@ class Speed:
     first_image_s: float | None = None
     working_s: float = 0.0
     thread_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def threads(self) -> int:
+        return sum(lane.threads for lane in self.lanes)
 
 
 def embed_collection(
@@ -58,7 +62,7 @@ def embed_collection(
     entries = listing.entries
     catalog = load_catalog(store, record.encoder)
     before = set(catalog.parts)
-    speed = Speed()
+    speed, devices = Speed(), None
     for unfinished in [*open_plans(store, record.encoder), None]:
         standing = standing_rows(entries, catalog, settings.max_attempts)
         todo = spans_to_do(entries, standing, catalog, to_retry(standing, catalog, before, settings.retry_failed))
@@ -69,7 +73,9 @@ def embed_collection(
             name = save_plan(store, record.encoder, plan, record.sources, settings.limits)
         else:
             name, plan = unfinished, unfinished_part(plan_shards(store, unfinished), catalog, todo)
-        _run_shards(store, name, plan, settings, reporter, speed)
+        if len(plan):
+            devices = devices or choose_usable_devices(store, name, settings, reporter, speed)
+            _run_shards(store, name, plan, devices, settings, reporter, speed)
         finish_plan(store, name)
         catalog = load_catalog(store, record.encoder)
     standing = standing_rows(entries, catalog, settings.max_attempts)
@@ -125,31 +131,38 @@ def count(standing: Standing, stale: np.ndarray, catalog: Catalog, before: set[s
     return counts
 
 
-def choose_lanes(store: Store, encoder: str, shards: int, settings: RunSettings) -> tuple[list[Lane], str]:
-    """The processes to embed in, and their device in a few words. Raises SifBatchError for one that is not here.
+def choose_usable_devices(
+    store: Store, plan: str, settings: RunSettings, reporter: Reporter, speed: Speed
+) -> list[str]:
+    """The devices to embed on, told to the user. Raises SifBatchError for one that is not here.
 
     `auto` tries the network on the GPU, and keeps to the CPU where it cannot run there.
     """
+    encoder = plan_encoder(store, plan)
     devices, shown = choose_devices(settings.device, read_spec(store, f"encoders/{encoder}").precision)
     if settings.device == "auto" and devices != ["cpu"]:
         try:
-            shared_children(1)[0].call(WARM_UP, root=store.url, encoder_id=encoder, device=devices[0])
+            shared_child().call(WARM_UP, root=store.url, encoder_id=encoder, device=devices[0])
         except (SifBatchError, ChildDied) as error:
             devices, shown = ["cpu"], f"cpu, not {shown}: {error}"
-    return plan_lanes(devices, settings.workers, shards), shown
+    speed.device = shown
+    reporter.say(f"embedding on {shown}")
+    return devices
 
 
 def _run_shards(
-    store: Store, name: str, plan: pa.Table, settings: RunSettings, reporter: Reporter, speed: Speed
+    store: Store,
+    name: str,
+    plan: pa.Table,
+    devices: list[str],
+    settings: RunSettings,
+    reporter: Reporter,
+    speed: Speed,
 ) -> None:
-    if not len(plan):
-        return
-    shards = plan["shard"].unique().to_pylist()
-    encoder = plan_encoder(store, name)
-    if not speed.lanes:
-        speed.lanes, speed.device = choose_lanes(store, encoder, len(shards), settings)
-        reporter.say(f"embedding on {speed.device}")
-    for child, lane in zip(shared_children(len(speed.lanes)), speed.lanes, strict=True):
+    shards, encoder = plan["shard"].unique().to_pylist(), plan_encoder(store, name)
+    lanes = plan_lanes(devices, settings.workers, len(shards))
+    speed.lanes = max(speed.lanes, lanes, key=len)
+    for child, lane in zip(shared_children(len(lanes)), lanes, strict=True):
         child.prepare(WARM_UP, root=store.url, encoder_id=encoder, device=lane.device)
     from pipelines import embed  # meanwhile
     from pipelines.runner import Progress, run_pipeline
@@ -171,7 +184,7 @@ def _run_shards(
                 update(done, failed)
 
         Progress.update = staticmethod(on_progress)
-        transform = embed.EmbedShards(store.url, name, shards, speed.lanes, settings.image_timeout)
+        transform = embed.EmbedShards(store.url, name, shards, lanes, settings.image_timeout)
         counters = run_pipeline(transform, settings.beam)
         speed.working_s += ended - began[0] if began else 0.0
         speed.images += counters.pop("images", 0)

@@ -12,7 +12,7 @@ from jobs.embed import Embedded
 from jobs.progress import Reporter
 from jobs.settings import RunSettings
 from sif_batch import release as releases
-from sif_batch.child import shared_children
+from sif_batch.child import shared_child
 from sif_batch.config import RootRecord, SifBatchError, canonical_json
 from sif_batch.gate import all_finite, ask, choose_point, exact_neighbours, judge, recall
 from sif_batch.quantizer import QuantizerRecord, load_quantizer, must_retrain, read_record, train_quantizer
@@ -129,7 +129,7 @@ def _quantize(store: Store, quantizer: str, parts: list[str], settings: RunSetti
     missing = [part for part in parts if f"{part}.parquet" not in done]
     if not missing:
         return
-    shared_children(1)[0].start()
+    shared_child().start()
     from pipelines import quantize
     from pipelines.runner import Progress, run_pipeline
 

@@ -185,15 +185,14 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def embedding_figures(speed: Speed) -> dict[str, Any]:
     """Images per second, and the seconds of the threads by stage; waiting is what is left of their time."""
     spent = {stage: round(seconds, 3) for stage, seconds in speed.thread_s.items()}
-    threads = sum(lane.threads for lane in speed.lanes)
-    spent["waiting"] = round(max(0.0, threads * speed.working_s - sum(speed.thread_s.values())), 3)
+    spent["waiting"] = round(max(0.0, speed.threads * speed.working_s - sum(speed.thread_s.values())), 3)
     return {
         "images_per_s": round(speed.images / speed.working_s, 1) if speed.working_s else None,
         "first_image_s": speed.first_image_s and round(speed.first_image_s, 2),
         "working_s": round(speed.working_s, 3),
         "device": speed.device,
         "processes": len(speed.lanes),
-        "threads": threads,
+        "threads": speed.threads,
         "thread_s": spent,
     }
 
@@ -211,7 +210,7 @@ def bottleneck(speed: Speed | None, int8: bool) -> str | None:
     advice = ADVICE[limit]
     if limit == "network" and not int8 and computes_int8():
         advice = "--precision int8, at about half the network's time"
-    if sum(lane.threads for lane in speed.lanes) < usable_cores() and limit in ("decode", "network"):
+    if speed.threads < usable_cores() and limit in ("decode", "network"):
         advice = f"--workers {usable_cores()}, as many as there are cores"
     split = ", ".join(f"{stage} {share:.0%}" for share, stage in shares[1:] if share >= 0.005)
     return f"{limit}: {shares[0][0]:.0%} of core time ({split}); most would help: {advice}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import apache_beam as beam
 
 from pipelines.runner import Progress, telling_why
-from sif_batch.child import shared_children
+from sif_batch.child import shared_child
 
 
 class QuantizePart(beam.DoFn):  # type: ignore[misc]
@@ -17,7 +17,7 @@ class QuantizePart(beam.DoFn):  # type: ignore[misc]
     def process(self, element: tuple[str, str]) -> Iterator[None]:
         quantizer, part = element
         with telling_why():
-            rows = shared_children(1)[0].call_again(
+            rows = shared_child().call_again(
                 "sif_batch.codes:quantize_part", root=self.root, quantizer=quantizer, part=part
             )
         beam.metrics.Metrics.counter("sif_batch", "rows").inc(rows)

@@ -186,6 +186,11 @@ def shared_children(number: int) -> list[Child]:
         return _shared[:number]
 
 
+def shared_child() -> Child:
+    """The first of them, for what needs one."""
+    return shared_children(1)[0]
+
+
 def close_shared_children() -> None:
     for child in _shared:
         child.close()
