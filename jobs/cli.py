@@ -4,12 +4,13 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 import sif_batch
@@ -18,9 +19,11 @@ from jobs.progress import Reporter
 from sif_batch.child import close_shared_children
 from sif_batch.config import GateSettings, Int8Settings, SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
+from sif_batch.lease import release_all
 
-EXIT = {"published": 0, "unchanged": 0, "held": 0, "error": 1, "refused": 3}
+EXIT = {"published": 0, "unchanged": 0, "held": 0, "embedded": 0, "error": 1, "refused": 3}
 EXIT_DAMAGED = 5
+GIVE_BACK_S = 5.0
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
 
@@ -59,101 +62,157 @@ ENCODER_OPTIONS = (
 )
 
 
-def encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(ENCODER_OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(sif_batch.__version__, prog_name="sif-batch")
 def cli() -> None:
     """Images in, a published similarity index out, every night.
 
-    Exit codes: 0 done, 1 error, 2 wrong usage, 3 the gate refused, 5 damage found, 130/143 interrupted.
+    Exit codes: 0 done, 1 error, 2 wrong usage, 3 the gate refused, 4 another run holds ROOT, 5 damage found, 130/143
+    interrupted.
     """
 
 
+SOURCE_OPTIONS = (
+    click.option(
+        "--include",
+        multiple=True,
+        metavar="GLOB",
+        help="Take files in whose path in the source matches, whatever their extension.",
+    ),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave files out whose path in the source matches."),
+    click.option("--image-column", metavar="NAME", help="Of Parquet sources: the column of image bytes."),
+    click.option(
+        "--keep",
+        multiple=True,
+        metavar="COLUMN",
+        help="Of Parquet sources: a column to keep with the images; * for all.",
+    ),
+)
+EMBED_OPTIONS = (
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Threads that decode and embed. Default: the cores this process may use.",
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda", "torch-cpu"]),
+        help="Where the network runs; auto takes the GPUs that there are. torch-cpu tries the GPU's way without one.",
+    ),
+    click.option("--shard-images", type=click.IntRange(1, 65_535), help="Images in one unit of work. Default: 1000."),
+    click.option("--max-pixels", type=click.IntRange(min=1), help="Larger images are too_large. Default: 100000000."),
+    click.option("--max-bytes", type=click.IntRange(min=1), help="Larger files are too_large. Default: 536870912."),
+    click.option(
+        "--image-timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="An image that takes longer to read and decode fails as timeout. Default: 120.",
+    ),
+    click.option("--retry-failed", is_flag=True, default=None, help="Try all failed images once more."),
+    click.option(
+        "--max-attempts", type=click.IntRange(1, 100), help="Nights that a passing failure is tried again. Default: 3."
+    ),
+    click.option(
+        "--min-kept",
+        type=click.FloatRange(0, 1),
+        help="Of ten nearest neighbours int8 must keep this share. Default: 0.9.",
+    ),
+    click.option("--labels", type=click.Choice(["folder"]), help="Judge int8 by the mAP of these labels instead."),
+    click.option("--max-map-loss", type=click.FloatRange(0, 1), help="With --labels: mAP that int8 may cost."),
+)
+INDEX_OPTIONS = (
+    click.option(
+        "--family",
+        type=click.Choice(["auto", "flat", "ivf-pq"]),
+        help="Kind of index; auto is exact (flat) below about 10,000 images. ROOT records it.",
+    ),
+    click.option(
+        "--max-failures",
+        type=click.FloatRange(0, 1),
+        help="Share of failed images that the gate lets pass. Default: 0.05.",
+    ),
+    click.option("--no-gate", is_flag=True, default=None, help="Publish whatever the gate says; history records it."),
+)
+PLACES = click.argument("places", nargs=-1, required=True, metavar="[[NAME=]SOURCE]... ROOT [-- BEAM OPTIONS]")
+
+
+def options_of(*groups: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """A decorator that adds these options, in order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed([option for group in groups for option in group]):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 @cli.command()
-@click.argument("places", nargs=-1, required=True, metavar="[[NAME=]SOURCE]... ROOT [-- BEAM OPTIONS]")
-@encoder_options
-@click.option(
-    "--family",
-    type=click.Choice(["auto", "flat", "ivf-pq"]),
-    help="Kind of index; auto is exact (flat) below about 10,000 images. ROOT records it.",
-)
-@click.option(
-    "--include",
-    multiple=True,
-    metavar="GLOB",
-    help="Take files in whose path in the source matches, whatever their extension.",
-)
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave files out whose path in the source matches.")
-@click.option("--image-column", metavar="NAME", help="Of Parquet sources: the column of image bytes.")
-@click.option(
-    "--keep", multiple=True, metavar="COLUMN", help="Of Parquet sources: a column to keep with the images; * for all."
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="Threads that decode and embed. Default: the cores this process may use.",
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "torch-cpu"]),
-    help="Where the network runs; auto takes the GPUs that there are. torch-cpu tries the GPU's way without one.",
-)
-@click.option("--shard-images", type=click.IntRange(1, 65_535), help="Images in one unit of work. Default: 1000.")
-@click.option("--max-pixels", type=click.IntRange(min=1), help="Larger images fail as too_large. Default: 100000000.")
-@click.option("--max-bytes", type=click.IntRange(min=1), help="Larger files fail as too_large. Default: 536870912.")
-@click.option(
-    "--image-timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="An image that takes longer to read and decode fails as timeout. Default: 120.",
-)
-@click.option("--retry-failed", is_flag=True, default=None, help="Try all failed images once more.")
-@click.option(
-    "--max-attempts", type=click.IntRange(1, 100), help="Nights that a passing failure is tried again. Default: 3."
-)
-@click.option(
-    "--max-failures", type=click.FloatRange(0, 1), help="Share of failed images that the gate lets pass. Default: 0.05."
-)
-@click.option(
-    "--min-kept", type=click.FloatRange(0, 1), help="Of ten nearest neighbours int8 must keep this share. Default: 0.9."
-)
-@click.option("--labels", type=click.Choice(["folder"]), help="Judge int8 by the mAP of these labels instead.")
-@click.option("--max-map-loss", type=click.FloatRange(0, 1), help="With --labels: mAP int8 may cost. Default: 0.003.")
-@click.option("--no-gate", is_flag=True, help="Publish whatever the gate says; history records it.")
+@PLACES
+@options_of(ENCODER_OPTIONS, SOURCE_OPTIONS, EMBED_OPTIONS, INDEX_OPTIONS)
 @json_option
-def run(places: tuple[str, ...], no_gate: bool, as_json: bool, max_failures: float | None, **options: Any) -> None:
+def run(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """List, embed what is new, index, measure, publish: the nightly job.
 
     A SOURCE is a directory or glob of image files, tar archives (*.tar) or Parquet files (*.parquet): a path or an
     fsspec URL. Without SOURCE, those that ROOT records. Options of Beam may follow after --.
     """
-    from jobs.run import run as run_night
+    run_night(("embed", "index"), places, as_json, options)
+
+
+@cli.command()
+@PLACES
+@options_of(ENCODER_OPTIONS, SOURCE_OPTIONS, EMBED_OPTIONS)
+@json_option
+def embed(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """The first half of run: list and embed what is new.
+
+    Makes parts and no release; `sif-batch index ROOT` is the other half.
+    """
+    run_night(("embed",), places, as_json, options)
+
+
+@cli.command()
+@click.argument("places", nargs=-1, required=True, metavar="ROOT [-- BEAM OPTIONS]")
+@options_of(INDEX_OPTIONS)
+@json_option
+def index(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """The second half of run: index, measure and publish.
+
+    It takes the newest listing, whose images must be embedded; it reads no source.
+    """
+    if len(split_beam_options(places)[0]) > 1:
+        raise click.UsageError("index takes a ROOT alone: it reads no SOURCE")
+    run_night(("index",), places, as_json, options)
+
+
+def run_night(halves: tuple[str, ...], places: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
+    """What run, embed and index do with their arguments."""
+    from jobs.run import run as work
     from jobs.settings import RunSettings
     from sif_batch.encoders.request import EncoderRequest
     from sif_batch.shards import Limits
 
     places, beam = split_beam_options(places)
-    gate = GateSettings(enabled=not no_gate, **({} if max_failures is None else {"max_failures": max_failures}))
     given = {name: value for name, value in options.items() if value is not None}
     if "views" in given:
         given["views"] = tuple(view for view in given["views"].split("+") if view != "none")
-    encoder = EncoderRequest(**{name: given.pop(name) for name in EncoderRequest.model_fields if name in given})
-    given["int8"] = Int8Settings(**{name: given.pop(name) for name in Int8Settings.model_fields if name in given})
-    given["limits"] = Limits(**{name: given.pop(name) for name in Limits.model_fields if name in given})
-    settings = RunSettings(sources=places[:-1], root=places[-1], encoder=encoder, gate=gate, beam=beam, **given)
+    if given.pop("no_gate", False):
+        given["enabled"] = False
+    grouped: dict[str, type[BaseModel]] = {
+        "encoder": EncoderRequest,
+        "int8": Int8Settings,
+        "limits": Limits,
+        "gate": GateSettings,
+    }
+    for group, model in grouped.items():
+        given[group] = model(**{name: given.pop(name) for name in model.model_fields if name in given})
+    settings = RunSettings(sources=places[:-1], root=places[-1], beam=beam, **given)
     reporter = Reporter()
     if "DirectRunner" in " ".join(beam):
         reporter.say("DirectRunner is run as FnApiRunner")
-    result = run_night(settings, reporter)
-    if as_json:
-        print_json(result)
-    else:
-        show.show_run(stdout(), result)
+    result = work(settings, reporter, halves)
+    print_json(result) if as_json else show.show_run(stdout(), result)
     sys.exit(EXIT[result["outcome"]])
 
 
@@ -243,11 +302,49 @@ def verify(place: str, as_json: bool) -> None:
 @click.argument("root")
 @json_option
 def releases(root: str, as_json: bool) -> None:
-    """The releases of ROOT, oldest first."""
-    from jobs import search as reader
+    """The releases of ROOT, oldest first.
 
-    found = reader.releases(root)
+    All that was ever published, and by whom.
+    """
+    from jobs import releases as jobs
+
+    found = jobs.releases(root)
     print_json({"releases": found}) if as_json else show.show_releases(stdout(), found)
+
+
+@cli.command()
+@click.argument("root")
+@click.argument("release", required=False)
+@json_option
+def rollback(root: str, release: str | None, as_json: bool) -> None:
+    """Make an older release current, and hold publishing.
+
+    RELEASE is the beginning of an id, or a number n; without it, the release before. Nights go on and make candidates,
+    but none is published until `sif-batch publish`.
+    """
+    from jobs import releases as jobs
+
+    show_entry(jobs.rollback(root, release), as_json)
+
+
+@cli.command()
+@click.argument("root")
+@click.argument("release", required=False)
+@json_option
+def publish(root: str, release: str | None, as_json: bool) -> None:
+    """Publish a candidate by hand, and end a hold.
+
+    RELEASE is the beginning of an id, or a number n: also one that the gate refused. Without it, what the newest run
+    held back; if it made nothing, the current release stays and later nights publish again.
+    """
+    from jobs import releases as jobs
+
+    show_entry(jobs.publish_by_hand(root, release), as_json)
+
+
+def show_entry(entry: dict[str, Any], as_json: bool) -> None:
+    held = "; publishing is held until sif-batch publish" if entry["held"] else ""
+    print_json(entry) if as_json else click.echo(f"current   {entry['n']}: {entry['release']}{held}")
 
 
 @cli.command()
@@ -308,12 +405,16 @@ def fail(error: BaseException, as_json: bool) -> int:
     click.echo(f"sif-batch: {message}" + (f"; {remedy}" if remedy else ""), err=True)
     if as_json:
         print_json({"outcome": "error", "error": message, "remedy": remedy})
-    return 1
+    return getattr(error, "exit_code", 1)
 
 
 def interrupted(number: int, frame: object) -> None:
-    """Stop at once: all that stands is whole, and what was in work is not there."""
+    """Stop at once: all that stands is whole, and what was in work is not there. ROOT is given back."""
+    slow = threading.Timer(GIVE_BACK_S, os._exit, [128 + number])  # the store does not answer: the lease ends by itself
+    slow.daemon = True
+    slow.start()
     close_shared_children()
+    release_all()
     click.echo("sif-batch: interrupted; the same command goes on where this one stopped", err=True)
     os._exit(128 + number)
 

@@ -35,7 +35,7 @@ class Embedded:
     live: np.ndarray
     keys: pa.ChunkedArray
     counts: dict[str, Any]
-    speed: "Speed | None" = None
+    speed: "Speed | None"
 
 
 @dataclass
@@ -78,12 +78,33 @@ def embed_collection(
             _run_shards(store, name, plan, devices, settings, reporter, speed)
         finish_plan(store, name)
         catalog = load_catalog(store, record.encoder)
+    return _settle(store, listing, listing_name, catalog, before, settings, speed if speed.images else None)
+
+
+def ledger_of(
+    store: Store, record: RootRecord, listing: Listing, listing_name: str, settings: RunSettings, reporter: Reporter
+) -> Embedded:
+    """As `embed_collection` for parts that are complete already. Raises SifBatchError if they are not."""
+    catalog = load_catalog(store, record.encoder)
+    return _settle(store, listing, listing_name, catalog, set(catalog.parts), settings, None)
+
+
+def _settle(
+    store: Store,
+    listing: Listing,
+    listing_name: str,
+    catalog: Catalog,
+    before: set[str],
+    settings: RunSettings,
+    speed: Speed | None,
+) -> Embedded:
+    entries = listing.entries
     standing = standing_rows(entries, catalog, settings.max_attempts)
     stale = stale_rows(entries, standing, catalog, _older_listings(store, listing_name))
     live = np.concatenate([standing.row[standing.good], stale])
     keys = catalog.rows["key"].take(pa.array(np.concatenate([standing.row, stale])))
     counts = count(standing, stale, catalog, before) | {"ignored": sum(listing.ignored.values())}
-    return Embedded(catalog, live, keys, counts, speed if speed.images else None)
+    return Embedded(catalog, live, keys, counts, speed)
 
 
 def to_retry(standing: Standing, catalog: Catalog, before: set[str], all_failed: bool) -> np.ndarray:
@@ -111,7 +132,7 @@ def count(standing: Standing, stale: np.ndarray, catalog: Catalog, before: set[s
     if missing:
         raise SifBatchError(
             f"{missing} of {len(standing.first)} listed entries have no row: the ledger does not reconcile",
-            remedy="run the same command again, and report this with the run's run.json",
+            remedy="sif-batch run embeds them; if it has just ended, report this with its run.json",
         )
     is_new = np.array([part not in before for part in catalog.parts], bool)
     new = is_new[catalog.rows["part"].to_numpy()[standing.row]]

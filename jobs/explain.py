@@ -11,8 +11,8 @@ from jobs.search import read_collection
 from jobs.settings import open_root
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
+from sif_batch.history import read_top
 from sif_batch.query import Index
-from sif_batch.release import read_top
 from sif_batch.sources.files import uri_prefix
 from sif_batch.standing import keys_of, live_rows, standing_rows
 from sif_batch.storage import Store

@@ -1,5 +1,6 @@
 """The second half of a run: a quantizer, codes, a candidate, the gate, and the release."""
 
+import itertools
 import json
 import time
 from dataclasses import dataclass
@@ -10,14 +11,16 @@ import pyarrow.compute as pc
 
 from jobs.embed import Embedded
 from jobs.progress import Reporter
+from jobs.runs import read_runs
 from jobs.settings import RunSettings
 from sif_batch import release as releases
 from sif_batch.child import shared_child
 from sif_batch.config import RootRecord, SifBatchError, canonical_json
 from sif_batch.gate import all_finite, ask, choose_point, exact_neighbours, judge, recall
+from sif_batch.history import publish, read_top
+from sif_batch.lease import Lease
 from sif_batch.quantizer import QuantizerRecord, load_quantizer, must_retrain, read_record, train_quantizer
 from sif_batch.query import Index
-from sif_batch.sources import Listing
 from sif_batch.standing import live_rows
 from sif_batch.storage import Store
 
@@ -26,7 +29,7 @@ REMEMBERED_RUNS = 10
 
 @dataclass(frozen=True)
 class Indexed:
-    """What became of the candidate. outcome: published, unchanged or refused."""
+    """What became of the candidate. outcome: published, unchanged, refused or held."""
 
     outcome: str
     release: str
@@ -37,13 +40,18 @@ class Indexed:
 
 
 def index_collection(
-    store: Store, record: RootRecord, listing: Listing, embedded: Embedded, settings: RunSettings, reporter: Reporter
+    store: Store,
+    lease: Lease,
+    record: RootRecord,
+    embedded: Embedded,
+    settings: RunSettings,
+    reporter: Reporter,
 ) -> Indexed:
-    """Assemble a release of the live rows, measure it, and publish it if the gate lets it pass."""
+    """Assemble a release of the live rows, measure it, and publish it if the gate lets it pass, unless held."""
     catalog, counts = embedded.catalog, embedded.counts
     live = live_rows(catalog, embedded.live, record.sources)
     used = sorted(pc.unique(live["part"]).to_pylist())
-    top = releases.read_top(store)
+    top = read_top(store)
     parent = _manifest(store, top["release"]) if top else None
     quantizer = _quantizer_in_force(store, record, parent, len(live))
     if quantizer is None:
@@ -80,7 +88,10 @@ def index_collection(
     reasons = judge(settings.gate, manifest)
     if reasons and settings.gate.enabled:
         return Indexed("refused", candidate, manifest, reasons, deleted, query_ms)
-    releases.publish(store, candidate, top, "passed" if not reasons else "skipped")
+    if top and top["held"]:
+        return Indexed("held", candidate, manifest, reasons, deleted, query_ms)
+    lease.check()
+    publish(store, candidate, top, "passed" if not reasons else "skipped")
     return Indexed("published", candidate, manifest, reasons, deleted, query_ms)
 
 
@@ -102,11 +113,8 @@ def _manifest(store: Store, release: str) -> dict[str, Any] | None:
 
 def _known_candidate(store: Store, inputs: str) -> str | None:
     """A candidate that a recent run made of the same inputs, published or refused."""
-    for run in list(reversed(store.sizes("runs")))[:REMEMBERED_RUNS]:
-        try:
-            release = json.loads(store.read(f"runs/{run}/run.json"))["result"]["release"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+    for run in itertools.islice(read_runs(store), REMEMBERED_RUNS):
+        release = run["result"]["release"]
         manifest = _manifest(store, release) if release else None
         if manifest and manifest["inputs"] == inputs:
             return str(release)

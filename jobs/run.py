@@ -1,176 +1,192 @@
-"""The nightly job: list, embed what is new, index, gate, publish."""
+"""The nightly job: list, embed what is new, index, gate, publish; and its two halves alone."""
 
-import os
-import platform
-import tempfile
 import time
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import sif_batch
-from jobs.embed import Speed, embed_collection
-from jobs.index import index_collection
+from jobs.bottleneck import bottleneck, embedding_figures
+from jobs.embed import Embedded, embed_collection, ledger_of
+from jobs.index import Indexed, index_collection
+from jobs.lowering import lower_encoder, say_cost
 from jobs.progress import Reporter
-from jobs.settings import RunSettings, decide_record, read_record, usable_cores
-from sif_batch.catalog import load_catalog
-from sif_batch.child import Child, ChildDied
-from sif_batch.config import IndexSettings, RootRecord, SifBatchError, canonical_json
+from jobs.runs import new_run_id, utc, write_run
+from jobs.settings import RunSettings, decide_record, read_record
+from sif_batch.config import IndexSettings, RootRecord, SifBatchError
 from sif_batch.devices import choose_devices
 from sif_batch.encoders import install_encoder
 from sif_batch.encoders.choose import Chosen
-from sif_batch.encoders.spec import check_encoder, model_bytes
-from sif_batch.kernels import computes_int8, instruction_set
-from sif_batch.precision import candidates
-from sif_batch.release import cache_latest, read_top
+from sif_batch.encoders.spec import check_encoder
+from sif_batch.history import cache_latest, read_top
+from sif_batch.lease import Lease, holding
 from sif_batch.sources import Listing, list_sources
-from sif_batch.standing import spans_to_do, standing_rows
+from sif_batch.sources.listing import listing_names
 from sif_batch.storage import Store
 
-LOWER_STALL_S = 1800
-ADVICE = {  # by what limits embedding
-    "read": "faster storage, or more --workers to wait for it",
-    "decode": "more cores, or smaller images: photos far above the network's input are decoded for nothing",
-    "network": "more cores, or a smaller --encoder",
-    "write": "faster storage for ROOT, or a larger --shard-images",
-    "waiting": "a larger --shard-images, so that threads wait less often for the last image of a shard",
-}
+HALVES = ("embed", "index")
 
 
-def run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
-    """Run the whole night and return what `--json` prints. Raises SifBatchError; whatever stands is never harmed."""
+class Night:
+    """One run that holds ROOT. seconds: by stage; result: what `--json` prints, as far as it is known."""
+
+    def __init__(self, store: Store, lease: Lease, settings: RunSettings, reporter: Reporter):
+        self.store, self.lease, self.settings, self.reporter = store, lease, settings, reporter
+        self.id, self.started = new_run_id(), utc()
+        self.seconds: dict[str, float] = {}
+        self.result: dict[str, Any] = {"outcome": "error", "release": None, "root": store.url, "run": self.id}
+
+
+def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HALVES) -> dict[str, Any]:
+    """Run the night, or half of it, and return what `--json` prints.
+
+    Raises SifBatchError, BusyError where another process holds ROOT; whatever stands is never harmed.
+    """
     from pipelines.runner import check_options
 
     settings = settings.model_copy(update={"beam": tuple(check_options(settings.beam))})
-    seconds: dict[str, float] = {}
-    started = utc()
     store = Store(settings.root)
     old = read_record(store)
     store.check_writable()
-    record, chosen = decide_record(store, old, settings, reporter.say)
-    with timed(seconds, "list"):
-        for source in record.sources:
-            reporter.say(f"listing {source.url}")
-        listing = list_sources(record.sources, lambda found: reporter.say(f"listing: {found} found"))
+    with ExitStack() as held:
+        if old is not None:
+            lease = held.enter_context(holding(store, " ".join(halves), reporter.say))
+            old = read_record(store)
+        seconds: dict[str, float] = {}
+        record, chosen = decide_record(store, old, settings, reporter.say)
+        if "embed" in halves:
+            with timed(seconds, "list"):
+                listing = list_collection(record, reporter)
+            record, chosen = settle_encoder(store, old, record, chosen, listing, settings, reporter)
+        # Nothing was written before this line, but the lease of a ROOT that stood.
+        if old is None:
+            lease = held.enter_context(holding(store, " ".join(halves), reporter.say))
+            if read_record(store) is not None:
+                raise SifBatchError(f"another run made {store.url} meanwhile", remedy="run the same command again")
+        night = Night(store, lease, settings, reporter)
+        night.seconds |= seconds
+        store.sweep()
+        # A kind of index is recorded once it has made a release: one that cannot must not stay for later nights.
+        recorded = record.model_copy(update={"index": old.index if old else IndexSettings()})
+        if "embed" in halves:
+            install_encoder(store, chosen.spec, chosen.model, chosen.float_model)
+            store.replace("root.json", recorded.canonical())
+            listing_name = listing.save(store)
+            if chosen.figures is not None:
+                night.result["int8"] = chosen.figures
+        else:
+            listing_name = _newest_listing(store)
+            listing = Listing.load(store, listing_name)
+        check_encoder(store, record.encoder)
+        return _work(night, record, recorded, chosen, listing, listing_name, halves)
+
+
+def _work(
+    night: Night,
+    record: RootRecord,
+    recorded: RootRecord,
+    chosen: Chosen,
+    listing: Listing,
+    listing_name: str,
+    halves: tuple[str, ...],
+) -> dict[str, Any]:
+    """Embed, index and write down what came of it, whatever that is."""
+    store, result = night.store, night.result
+    parent = read_top(store)
+    if parent is not None:
+        cache_latest(store, parent)
+    try:
+        with timed(night.seconds, "embed"):
+            collect = embed_collection if "embed" in halves else ledger_of
+            embedded = collect(store, record, listing, listing_name, night.settings, night.reporter)
+        result |= embedded.counts | {
+            "outcome": "embedded",
+            "embedding": embedding_figures(embedded.speed) if embedded.speed else None,
+            "bottleneck": bottleneck(embedded.speed, chosen.spec.precision == "int8"),
+        }
+        if "index" in halves:
+            result["outcome"] = "error"
+            result |= _index(night, record, embedded)
+            if result["outcome"] not in ("refused", "held") and record != recorded:
+                night.lease.check()
+                store.replace("root.json", record.canonical())
+    except (SifBatchError, OSError) as error:
+        result |= {"outcome": "error", "error": str(error), "remedy": getattr(error, "remedy", "")}
+        raise
+    finally:
+        result["seconds"] = {name: round(value, 3) for name, value in night.seconds.items()}
+        store.sweep()
+        write_run(store, night.id, night.settings, night.started, listing_name, parent, result)
+    return result
+
+
+def _index(night: Night, record: RootRecord, embedded: Embedded) -> dict[str, Any]:
+    counts = embedded.counts
+    if not counts["in_index"]:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in counts["failed_by_kind"].items())
+        raise SifBatchError(
+            f"none of the {counts['listed']} images can be used: {kinds}",
+            remedy=f"sif-batch status {night.settings.root} --failures says why for each",
+        )
+    with timed(night.seconds, "index"):
+        indexed = index_collection(night.store, night.lease, record, embedded, night.settings, night.reporter)
+    return index_figures(indexed, night.settings)
+
+
+def index_figures(indexed: Indexed, settings: RunSettings) -> dict[str, Any]:
+    """What `--json` says of the index and the gate."""
+    manifest = indexed.manifest
+    return {
+        "outcome": indexed.outcome,
+        "deleted": indexed.deleted,
+        "release": indexed.release,
+        "gate": {
+            "passed": not indexed.reasons,
+            "enabled": settings.gate.enabled,
+            "reasons": indexed.reasons,
+            "recall_at_10": manifest["recall"]["at_10"],
+            "queries": manifest["recall"]["queries"],
+            "failed_share": round(manifest["failed"] / manifest["listed"], 6),
+        },
+        "index": {
+            "family": manifest["quantizer"]["family"],
+            "quantizer": manifest["quantizer"]["id"],
+            "codes_scanned": manifest["codes_scanned"],
+            "query_ms": indexed.query_ms and round(indexed.query_ms, 3),
+        },
+    }
+
+
+def list_collection(record: RootRecord, reporter: Reporter) -> Listing:
+    """List all sources whole. Raises SifBatchError if one cannot be, or is empty."""
+    for source in record.sources:
+        reporter.say(f"listing {source.url}")
+    return list_sources(record.sources, lambda found: reporter.say(f"listing: {found} found"))
+
+
+def settle_encoder(
+    store: Store,
+    old: RootRecord | None,
+    record: RootRecord,
+    chosen: Chosen,
+    listing: Listing,
+    settings: RunSettings,
+    reporter: Reporter,
+) -> tuple[RootRecord, Chosen]:
+    """The encoder lowered to int8 where that is asked for, and its price said. Writes nothing."""
     if chosen.to_int8:
         chosen = lower_encoder(store, chosen, record, listing, settings, reporter)
         record = record.model_copy(update={"encoder": chosen.spec.id})
     if old is not None and old.encoder != record.encoder:
         say_cost(store, old, record, listing, settings, reporter)
     choose_devices(settings.device, chosen.spec.precision)  # or the error
-    # Nothing was written before this line.
-    store.sweep()
-    install_encoder(store, chosen.spec, chosen.model, chosen.float_model)
-    check_encoder(store, record.encoder)
-    # A kind of index is recorded once it has made a release: one that cannot must not stay for later nights.
-    recorded = record.model_copy(update={"index": old.index if old else IndexSettings()})
-    store.replace("root.json", recorded.canonical())
-    listing_name = listing.save(store)
-    parent = read_top(store)
-    if parent is not None:
-        cache_latest(store, parent)
-    result: dict[str, Any] = {"outcome": "error", "release": None}
-    if chosen.figures is not None:
-        result["int8"] = chosen.figures
-    try:
-        with timed(seconds, "embed"):
-            embedded = embed_collection(store, record, listing, listing_name, settings, reporter)
-        counts = embedded.counts
-        result |= counts
-        if not counts["in_index"]:
-            kinds = ", ".join(f"{n} {kind}" for kind, n in counts["failed_by_kind"].items())
-            raise SifBatchError(
-                f"none of the {counts['listed']} images can be used: {kinds}",
-                remedy=f"sif-batch status {settings.root} --failures says why for each",
-            )
-        with timed(seconds, "index"):
-            indexed = index_collection(store, record, listing, embedded, settings, reporter)
-        if indexed.outcome != "refused" and record != recorded:
-            store.replace("root.json", record.canonical())
-        manifest = indexed.manifest
-        result |= {
-            "outcome": indexed.outcome,
-            "deleted": indexed.deleted,
-            "release": indexed.release,
-            "root": store.url,
-            "gate": {
-                "passed": not indexed.reasons,
-                "enabled": settings.gate.enabled,
-                "reasons": indexed.reasons,
-                "recall_at_10": manifest["recall"]["at_10"],
-                "queries": manifest["recall"]["queries"],
-                "failed_share": round(manifest["failed"] / manifest["listed"], 6),
-            },
-            "index": {
-                "family": manifest["quantizer"]["family"],
-                "quantizer": manifest["quantizer"]["id"],
-                "codes_scanned": manifest["codes_scanned"],
-                "query_ms": indexed.query_ms and round(indexed.query_ms, 3),
-            },
-            "embedding": embedding_figures(embedded.speed) if embedded.speed else None,
-            "bottleneck": bottleneck(embedded.speed, chosen.spec.precision == "int8"),
-        }
-    except (SifBatchError, OSError) as error:
-        result |= {"error": str(error), "remedy": getattr(error, "remedy", "")}
-        raise
-    finally:
-        result["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
-        store.sweep()
-        write_run(store, settings, started, listing_name, parent, result)
-    return result
+    return record, chosen
 
 
-def lower_encoder(
-    store: Store, chosen: Chosen, record: RootRecord, listing: Listing, settings: RunSettings, reporter: Reporter
-) -> Chosen:
-    """The encoder in int8, measured against itself in float. Writes nothing. Raises SifBatchError."""
-    if not computes_int8():
-        raise SifBatchError(
-            f"--precision int8 needs a CPU with VNNI; this one has {instruction_set()}", remedy="--precision fp32"
-        )
-    with tempfile.TemporaryDirectory(prefix="sif-batch-") as folder:
-        model, out = Path(folder) / "float.onnx", Path(folder) / "model.onnx"
-        model.write_bytes(chosen.model or model_bytes(store, chosen.spec))
-        child = Child()
-        try:
-            spec, figures = child.call(
-                "sif_batch.precision:lower",
-                reporter.say,
-                LOWER_STALL_S,
-                spec=chosen.spec,
-                model=str(model),
-                out=str(out),
-                entries=candidates(listing.entries),
-                sources=record.sources,
-                limits=settings.limits,
-                settings=settings.int8,
-                threads=settings.workers,
-            )
-        except ChildDied as death:
-            raise SifBatchError(
-                f"{chosen.spec.name} could not be lowered to int8: {death}", remedy="free memory"
-            ) from death
-        finally:
-            child.close()
-        measured = f"keeps {figures['kept']:.3f} of ten nearest neighbours"
-        if "map" in figures:
-            measured += f", mAP {figures['map_int8']:.4f} for {figures['map']:.4f}"
-        reporter.say(f"int8: {measured}, judged by {figures['judged_by']} images")
-        return Chosen(spec, out.read_bytes(), float_model=model.read_bytes(), figures=figures)
-
-
-def say_cost(
-    store: Store, old: RootRecord, record: RootRecord, listing: Listing, settings: RunSettings, reporter: Reporter
-) -> None:
-    """Say what another encoder than ROOT's costs, before it is paid."""
-    catalog = load_catalog(store, record.encoder, keep=False)
-    todo = len(spans_to_do(listing.entries, standing_rows(listing.entries, catalog, settings.max_attempts), catalog))
-    reporter.say(
-        f"another encoder, {record.encoder} in place of {old.encoder}: "
-        f"{todo} of {len(listing.entries)} images will be embedded again"
-    )
+def _newest_listing(store: Store) -> str:
+    names = listing_names(store)
+    if not names:
+        raise SifBatchError(f"{store.url} holds no listing yet", remedy=f"sif-batch embed SOURCE {store.url} makes one")
+    return names[0]
 
 
 @contextmanager
@@ -180,73 +196,3 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         yield
     finally:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
-
-
-def embedding_figures(speed: Speed) -> dict[str, Any]:
-    """Images per second, and the seconds of the threads by stage; waiting is what is left of their time."""
-    spent = {stage: round(seconds, 3) for stage, seconds in speed.thread_s.items()}
-    spent["waiting"] = round(max(0.0, speed.threads * speed.working_s - sum(speed.thread_s.values())), 3)
-    return {
-        "images_per_s": round(speed.images / speed.working_s, 1) if speed.working_s else None,
-        "first_image_s": speed.first_image_s and round(speed.first_image_s, 2),
-        "working_s": round(speed.working_s, 3),
-        "device": speed.device,
-        "processes": len(speed.lanes),
-        "threads": speed.threads,
-        "thread_s": spent,
-    }
-
-
-def bottleneck(speed: Speed | None, int8: bool) -> str | None:
-    """Where the threads' time went, most first, and the one change that would help most; None: nothing was embedded."""
-    if speed is None:
-        return None
-    spent = embedding_figures(speed)["thread_s"]
-    total = sum(spent.values())
-    if not total:
-        return None
-    shares = sorted(((seconds / total, stage) for stage, seconds in spent.items()), reverse=True)
-    limit = shares[0][1]
-    advice = ADVICE[limit]
-    if limit == "network" and not int8 and computes_int8():
-        advice = "--precision int8, at about half the network's time"
-    if speed.threads < usable_cores() and limit in ("decode", "network"):
-        advice = f"--workers {usable_cores()}, as many as there are cores"
-    split = ", ".join(f"{stage} {share:.0%}" for share, stage in shares[1:] if share >= 0.005)
-    return f"{limit}: {shares[0][0]:.0%} of core time ({split}); most would help: {advice}"
-
-
-def write_run(
-    store: Store,
-    settings: RunSettings,
-    started: str,
-    listing: str,
-    parent: dict[str, Any] | None,
-    result: dict[str, Any],
-) -> None:
-    """runs/<id>/run.json: what this run was asked, where it ran and what came of it. Failing here fails nothing."""
-    name = f"{utc()}-{uuid.uuid4().hex[:8]}"
-    document = {
-        "id": name,
-        "started": started,
-        "ended": utc(),
-        "settings": settings.model_dump(mode="json"),
-        "version": sif_batch.__version__,
-        "listing": listing,
-        "parent": parent["release"] if parent else None,
-        "machine": {
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "cores": usable_cores(),
-            "isa": instruction_set(),
-            "vnni": computes_int8(),
-            "pid": os.getpid(),
-        },
-        "result": result,
-    }
-    with suppress(OSError):
-        store.create(f"runs/{name}/run.json", canonical_json(document))
-
-
-def utc() -> str:
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

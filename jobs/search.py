@@ -1,6 +1,5 @@
-"""The jobs of a reader: search, status, verify, releases, evaluate. They write nothing and need no Beam."""
+"""The jobs of a reader: search, status, verify, evaluate. They write nothing and need no Beam."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,15 +9,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.runs import last_run
 from jobs.settings import open_root
 from sif_batch.catalog import CATALOG_SCHEMA, Catalog, load_catalog
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.encoders.spec import check_encoder
 from sif_batch.evaluation import MAX_QUERIES, choose_queries, evaluate_exact, evaluate_release, labels_of
+from sif_batch.history import read_history, read_top
 from sif_batch.parts import part_path
 from sif_batch.quantizer import read_rows
 from sif_batch.query import Hit, Index
-from sif_batch.release import MANIFEST, find_damage, read_history, read_manifest, read_top
+from sif_batch.release import MANIFEST, find_damage, read_manifest
 from sif_batch.shards import open_plans
 from sif_batch.sources import LISTING_SCHEMA, Listing
 from sif_batch.sources.listing import listing_names
@@ -54,7 +55,7 @@ def status(root: str) -> dict[str, Any]:
         "to_do": len(spans_to_do(entries, standing, catalog)),
         "open_plans": len(open_plans(store, record.encoder)),
         "release": read_top(store),
-        "last_run": _last_run(store),
+        "last_run": last_run(store),
     }
 
 
@@ -77,39 +78,6 @@ def read_collection(store: Store, record: RootRecord) -> tuple[pa.Table, Catalog
     if not store.sizes(f"parts/{record.encoder}"):
         return entries, Catalog([], [], CATALOG_SCHEMA.empty_table())
     return entries, load_catalog(store, record.encoder, keep=False)
-
-
-def _last_run(store: Store) -> dict[str, Any] | None:
-    for name in reversed(store.sizes("runs")):
-        try:
-            result = json.loads(store.read(f"runs/{name}/run.json"))["result"]
-        except (OSError, ValueError, KeyError):
-            continue
-        return {"id": name, "outcome": result["outcome"], "release": result["release"]}
-    return None
-
-
-def releases(root: str) -> list[dict[str, Any]]:
-    """Every publishing in history, oldest first; `current` is the newest."""
-    store, _ = open_root(root)
-    history = read_history(store)
-    found = []
-    for entry in history:
-        folder = f"releases/{entry['release']}"
-        gone = not store.exists(f"{folder}/{MANIFEST}")
-        manifest: dict[str, Any] = {} if gone else read_manifest(store, folder)
-        found.append(
-            {
-                "n": entry["n"],
-                "id": entry["release"],
-                "time": entry["time"],
-                "rows": manifest.get("rows", 0),
-                "recall_at_10": manifest.get("recall", {}).get("at_10"),
-                "bytes": sum(file["size"] for file in manifest.get("files", {}).values()),
-                "current": entry is history[-1],
-            }
-        )
-    return found
 
 
 def verify(place: str) -> dict[str, Any]:

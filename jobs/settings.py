@@ -59,13 +59,9 @@ def read_record(store: Store) -> RootRecord | None:
     """root.json, None where ROOT is new. A newer layout and a damaged record raise SifBatchError."""
     try:
         data = json.loads(store.read("root.json"))
-        layout = data["layout"]
-        if layout > LAYOUT:
-            raise SifBatchError(
-                f"{store.url} has layout {layout}, this version knows {LAYOUT}",
-                remedy="upgrade sif-batch; nothing was changed",
-            )
-        return RootRecord.model_validate(data)
+        layout = int(data["layout"])
+        if layout <= LAYOUT:
+            return RootRecord.model_validate(data)
     except FileNotFoundError:
         return None
     except NotADirectoryError as error:
@@ -74,6 +70,10 @@ def read_record(store: Store) -> RootRecord | None:
         raise SifBatchError(
             f"{store.path('root.json')} is damaged ({error})", remedy="restore it from a backup"
         ) from error
+    raise SifBatchError(
+        f"{store.url} has layout {layout}, this version knows {LAYOUT}",
+        remedy="upgrade sif-batch; nothing was changed",
+    )
 
 
 def open_root(url: str) -> tuple[Store, RootRecord]:

@@ -24,7 +24,7 @@ def show_run(console: Console, result: dict[str, Any]) -> None:
         ("ignored by name", result["ignored"], "ignored"),
         ("stale, still served", result["stale"], "stale"),
         ("superseded in their container", result["superseded"], "superseded"),
-        ("deleted", result["deleted"], "deleted"),
+        ("deleted", result.get("deleted", 0), "deleted"),
         ("in the index", result["in_index"], ""),
     ]
     for label, number, only_if in rows:
@@ -36,10 +36,14 @@ def show_run(console: Console, result: dict[str, Any]) -> None:
         say(f"  {number:,} failed: {kind}")
     if result["failed_by_kind"]:
         say(f"  each with its reason: sif-batch status {result['root']} --failures")
+    stages = ", ".join(f"{name} {format_seconds(value)}" for name, value in result["seconds"].items())
+    if "index" not in result:
+        say(f"time      {stages}" + (f"; {result['bottleneck']}" if result["bottleneck"] else ""))
+        say(f"outcome   {result['outcome']}; sif-batch index {result['root']} makes a release of them")
+        return
     gate, index = result["gate"], result["index"]
     recall = "not measured: no held-out image" if gate["recall_at_10"] is None else f"{gate['recall_at_10']:.3f}"
     say(f"recall@10 {recall} on {gate['queries']} held-out queries, {index['family']} index")
-    stages = ", ".join(f"{name} {format_seconds(value)}" for name, value in result["seconds"].items())
     say(f"time      {stages}" + (f"; {result['bottleneck']}" if result["bottleneck"] else ""))
     say(f"outcome   {result['outcome']}")
     for reason in gate["reasons"]:
@@ -47,7 +51,10 @@ def show_run(console: Console, result: dict[str, Any]) -> None:
     root, where = result["root"], f"{result['root']}/releases/{result['release']}"
     if result["outcome"] == "refused":
         say(f"candidate {where}")
-        say("          kept, not published; --no-gate publishes it all the same")
+        say(f"          kept, not published; sif-batch publish {root} {result['release'][:12]} does so all the same")
+    elif result["outcome"] == "held":
+        say(f"candidate {where}")
+        say(f"          kept, not published: after a rollback; sif-batch publish {root} ends that")
     else:
         say(f"release   {where}")
         say(f"ask it    sif-batch search {root} IMAGE")
@@ -105,12 +112,14 @@ def show_explanation(console: Console, report: dict[str, Any]) -> None:
 
 
 def show_releases(console: Console, releases: Sequence[dict[str, Any]]) -> None:
-    table = _table("n", "release", "time", "rows", "recall@10", "MB", "")
+    table = _table("n", "release", "time", "by", "action", "rows", "recall@10", "MB", "")
     for release in releases:
         recall = "" if release["recall_at_10"] is None else f"{release['recall_at_10']:.3f}"
         size = f"{release['bytes'] / 1e6:.1f}"
-        current = "current" if release["current"] else ""
-        row = (release["n"], release["id"], release["time"], f"{release['rows']:,}", recall, size, current)
+        current = "current" if release["current"] else "gone" if release["gone"] else ""
+        current += ", publishing is held" if release["current"] and release["held"] else ""
+        who = (release["n"], release["id"], release["time"], release["by"], release["action"])
+        row = (*who, f"{release['rows']:,}", recall, size, current)
         table.add_row(*map(str, row))
     console.print(table)
 

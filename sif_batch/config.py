@@ -12,13 +12,20 @@ Family = Literal["auto", "flat", "ivf-pq"]
 class SifBatchError(ValueError):
     """A failure that names the value and what was expected; `remedy` says what to do next."""
 
-    def __init__(self, message: str, remedy: str = "", outcome: str = "error"):
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = ""):
         super().__init__(message)
         self.remedy = remedy
-        self.outcome = outcome
 
     def __reduce__(self) -> tuple[Any, ...]:  # crosses the child's pipe with its remedy
-        return type(self), (str(self), self.remedy, self.outcome)
+        return type(self), (str(self), self.remedy)
+
+
+class BusyError(SifBatchError):
+    """Another process holds ROOT."""
+
+    exit_code = 4
 
 
 class Frozen(BaseModel):

@@ -24,10 +24,11 @@ from sif_batch.config import SifBatchError, canonical_json
 from sif_batch.encoders import Encoder, read_spec
 from sif_batch.encoders.spec import in_float
 from sif_batch.failures import ImageError
+from sif_batch.history import read_top
 from sif_batch.images import MAX_BYTES, checked_rgb
 from sif_batch.kernels import computes_int8, import_faiss, project
 from sif_batch.quantizer import normalise
-from sif_batch.release import MANIFEST, check_release, damaged, read_top
+from sif_batch.release import MANIFEST, check_release, damaged
 from sif_batch.sources.names import hash_of, local_of
 from sif_batch.storage import Store, digest, open_filesystem, sha256_of
 
@@ -70,6 +71,7 @@ class Index:
         self.manifest = manifest
         self.release = digest(canonical_json(manifest))
         self._store, self._folder = store, folder
+        self._place: str | None = None  # where it was opened
         self._copies = None if store.local else tempfile.TemporaryDirectory(prefix="sif-batch-")
         local = self._local
         quantizer = manifest["quantizer"]
@@ -96,14 +98,28 @@ class Index:
         """
         store, folder = find_release(os.fspath(url))
         try:
-            return Index(store, folder, check_release(store, folder))
+            opened = Index(store, folder, check_release(store, folder))
+            opened._place = os.fspath(url)
+            return opened
         except SifBatchError:
+            if find_release(os.fspath(url))[1] != folder:  # another was published, and this one removed, meanwhile
+                return Index.open(url)
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
             raise SifBatchError(
                 f"{store.path(folder)}: the release is damaged ({type(error).__name__}: {error})",
                 remedy="sif-batch verify lists all damage; open an older release or run again",
             ) from error
+
+    def refresh(self) -> "Index":
+        """The current release of the ROOT that this one was opened from: itself, or a new Index beside it.
+
+        `index = index.refresh()` switches at once; whoever still asks the old one gets its answers whole.
+        """
+        if not self._folder or self._place is None:
+            return self
+        folder = find_release(self._place)[1]
+        return self if folder == self._folder else Index.open(self._place)
 
     def __len__(self) -> int:
         return int(self.manifest["rows"])

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,60 +250,6 @@ def damaged(path: str) -> SifBatchError:
         f"{path}: missing or altered, the release is damaged",
         remedy="sif-batch verify lists all damage; remove the release's folder and the same run makes it again",
     )
-
-
-# History: publishing is creating history/<n>.json, which only one can.
-
-
-def read_history(store: Store) -> list[dict[str, Any]]:
-    """The entries of history, oldest first."""
-    return [_read_entry(store, name) for name in store.sizes("history")]
-
-
-def read_top(store: Store) -> dict[str, Any] | None:
-    """History's newest entry: the release that is current. None before the first."""
-    names = list(store.sizes("history"))
-    if not names:
-        return None
-    return _read_entry(store, names[-1])
-
-
-def _read_entry(store: Store, name: str) -> dict[str, Any]:
-    try:
-        entry: dict[str, Any] = json.loads(store.read(f"history/{name}"))
-        return entry
-    except ValueError as error:
-        raise SifBatchError(
-            f"{store.path('history')}/{name} is damaged ({error})", remedy="restore it from a backup"
-        ) from error
-
-
-def publish(store: Store, release: str, parent: dict[str, Any] | None, gate: str) -> dict[str, Any]:
-    """Make `release` current after `parent`. Raises SifBatchError if another run published in between."""
-    entry = {
-        "n": parent["n"] + 1 if parent else 1,
-        "release": release,
-        "parent": parent["release"] if parent else None,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "by": os.environ.get("USER") or str(os.getuid() if hasattr(os, "getuid") else "unknown"),
-        "action": "publish",
-        "held": False,
-        "gate": gate,
-    }
-    if not store.create(f"history/{entry['n']:08d}.json", canonical_json(entry)):
-        raise SifBatchError(
-            f"another run published release {entry['n']} of {store.url} in the meantime",
-            remedy="run the same command again; the work is kept",
-        )
-    cache_latest(store, entry)
-    return entry
-
-
-def cache_latest(store: Store, top: dict[str, Any]) -> None:
-    """LATEST: the release of history's top, as one line. A run killed right after publishing leaves it behind."""
-    line = f"{top['release']}\n".encode()
-    if not store.exists("LATEST") or store.read("LATEST") != line:
-        store.replace("LATEST", line)
 
 
 def find_damage(store: Store, folder: str = "") -> list[dict[str, str]]:

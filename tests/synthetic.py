@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from hypothesis import settings
 
-from sif_batch import gate, release
+from sif_batch import gate, history, release
 from sif_batch.catalog import load_catalog
 from sif_batch.codes import quantize_part
 from sif_batch.config import GateSettings, IndexSettings, RootRecord, Source
@@ -251,7 +251,7 @@ def build_release(
     assert not gate.judge(GateSettings(min_recall=0), manifest | measured)
     store.fs.makedirs(store.path("releases"), exist_ok=True)
     assert store.create_folder(f"releases/{sealed}", folder, release.MANIFEST)
-    release.publish(store, sealed, release.read_top(store), "passed")
+    history.publish(store, sealed, history.read_top(store), "passed")
     return sealed
 
 

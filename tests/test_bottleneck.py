@@ -1,7 +1,7 @@
 """The line that says what held a run back."""
 
+from jobs.bottleneck import bottleneck, embedding_figures
 from jobs.embed import Speed
-from jobs.run import bottleneck, embedding_figures
 from jobs.settings import usable_cores
 from sif_batch.devices import Lane
 

@@ -90,7 +90,7 @@ def test_status_releases_and_evaluate(sif_batch: Run, root: Path) -> None:
     assert "unfinished plans" in sif_batch("status", root).out
 
     (release,) = sif_batch("releases", root, "--json").json["releases"]
-    assert set(release) == {"n", "id", "time", "rows", "recall_at_10", "bytes", "current"}
+    assert set(release) >= {"n", "id", "time", "rows", "recall_at_10", "bytes", "current", "action", "held"}
     assert release["current"] and release["rows"] == 60 and release["id"] == status["release"]["release"]
     assert "current" in sif_batch("releases", root).out
 

@@ -107,7 +107,7 @@ def test_labels_judge_where_there_are_some(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_cannot_compute_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.run.computes_int8", lambda: False)
+    monkeypatch.setattr("jobs.lowering.computes_int8", lambda: False)
     with pytest.raises(SifBatchError, match="int8 needs a CPU with VNNI"):
         night(tmp_path / "root", encoder=EncoderRequest(precision="int8"))
 

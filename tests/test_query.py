@@ -33,8 +33,8 @@ from sif_batch.devices import Lane
 from sif_batch.embedding import embed_shard
 from sif_batch.encoders import Encoder, built_in_spec, install_encoder
 from sif_batch.encoders.spec import BUILT_IN
+from sif_batch.history import read_top
 from sif_batch.query import Hit, Index, find_release
-from sif_batch.release import read_top
 from sif_batch.shards import Limits, make_plan, save_plan
 from sif_batch.sources import list_sources, parse_sources
 from sif_batch.standing import spans_to_do, standing_rows

@@ -37,8 +37,9 @@ from synthetic import (
 from sif_batch import release
 from sif_batch.codes import quantize_part
 from sif_batch.config import SifBatchError
+from sif_batch.history import publish, read_history, read_top
 from sif_batch.query import Index
-from sif_batch.release import find_damage, inputs_digest, publish, read_history, read_manifest, read_top, segment_ends
+from sif_batch.release import find_damage, inputs_digest, read_manifest, segment_ends
 from sif_batch.sources.names import hash_of
 from sif_batch.storage import Store
 

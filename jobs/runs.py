@@ -1,0 +1,83 @@
+"""Runs: what each run was asked, where it ran and what came of it, in runs/<id>/run.json."""
+
+import json
+import os
+import platform
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import sif_batch
+from jobs.settings import RunSettings, usable_cores
+from sif_batch.config import canonical_json
+from sif_batch.kernels import computes_int8, instruction_set
+from sif_batch.release import MANIFEST
+from sif_batch.storage import Store
+
+
+def new_run_id() -> str:
+    """A name whose order is that of time."""
+    return f"{utc()}-{uuid.uuid4().hex[:8]}"
+
+
+def write_run(
+    store: Store,
+    run_id: str,
+    settings: RunSettings,
+    started: str,
+    listing: str | None,
+    parent: dict[str, Any] | None,
+    result: dict[str, Any],
+) -> None:
+    """Write run.json. Failing here fails nothing."""
+    document = {
+        "id": run_id,
+        "started": started,
+        "ended": utc(),
+        "settings": settings.model_dump(mode="json"),
+        "version": sif_batch.__version__,
+        "listing": listing,
+        "parent": parent["release"] if parent else None,
+        "parent_n": parent["n"] if parent else None,
+        "machine": {
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "cores": usable_cores(),
+            "isa": instruction_set(),
+            "vnni": computes_int8(),
+            "pid": os.getpid(),
+        },
+        "result": result,
+    }
+    with suppress(OSError):
+        store.create(f"runs/{run_id}/run.json", canonical_json(document))
+
+
+def read_runs(store: Store) -> Iterator[dict[str, Any]]:
+    """The documents of ROOT's runs, newest first; those that cannot be read are passed over."""
+    for name in reversed(store.sizes("runs")):
+        with suppress(OSError, ValueError):
+            document = json.loads(store.read(f"runs/{name}/run.json"))
+            if isinstance(document, dict) and isinstance(document.get("result"), dict):
+                yield document
+
+
+def last_run(store: Store) -> dict[str, Any] | None:
+    """The newest run's id, outcome and release."""
+    run = next(read_runs(store), None)
+    return run and {"id": run["id"], "outcome": run["result"]["outcome"], "release": run["result"]["release"]}
+
+
+def newest_candidate(store: Store, top: dict[str, Any] | None) -> str | None:
+    """The release that the newest run made and held back, if nothing was published since."""
+    run = next(read_runs(store), None)
+    if run is None or top is None or run.get("parent_n") != top["n"] or run["result"]["outcome"] != "held":
+        return None
+    release = str(run["result"]["release"])
+    return release if store.exists(f"releases/{release}/{MANIFEST}") else None
+
+
+def utc() -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
