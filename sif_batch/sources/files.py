@@ -18,6 +18,7 @@ from fsspec.utils import glob_translate
 
 from sif_batch.config import SifBatchError, Source
 from sif_batch.formats import registered_extensions
+from sif_batch.objects import Objects
 from sif_batch.sources.containers import container_kind
 from sif_batch.sources.names import text_of
 from sif_batch.storage import is_local, open_filesystem
@@ -67,7 +68,7 @@ def find_files(
 def open_source(source: Source) -> tuple[Any, str]:
     """The source's filesystem and the folder in it that entry paths start from."""
     fs, base = open_filesystem(base_of(source.url))
-    if is_local(fs) and os.path.isfile(base):  # a single file is a source of one
+    if os.path.isfile(base) if is_local(fs) else fs.isfile(base):  # a single file is a source of one
         base = os.path.dirname(base)
     return fs, base.rstrip("/")
 
@@ -117,10 +118,14 @@ def _walk_local(base: str) -> Iterator[Found]:
 def _walk_remote(fs: Any, base: str) -> Iterator[Found]:
     fs.invalidate_cache()
     if not fs.exists(base):
-        raise FileNotFoundError(f"{base} does not exist")
-    found = fs.find(base, detail=True)
+        raise FileNotFoundError(2, "it does not exist", base)
+    if fs.isfile(base):
+        info = fs.info(base)
+        yield os.path.basename(base), info["size"], remote_version(info)
+        return
+    found = fs.walk_objects(base) if isinstance(fs, Objects) else fs.find(base, detail=True).items()
     prefix = base.rstrip("/") + "/"
-    for path, info in found.items():
+    for path, info in found:
         if not path.endswith("/"):  # zero-byte objects that stand for folders
             yield path.removeprefix(prefix), info["size"] or 0, remote_version(info)
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
-from sif_batch.config import Source
+from sif_batch.config import SifBatchError, Source
 from sif_batch.failures import ImageError, telling_io
+from sif_batch.objects import Objects
 from sif_batch.sources.containers import Pieces, container_kind
 from sif_batch.sources.files import entry_rule, local_version, open_source, remote_version
 from sif_batch.sources.names import local_of
@@ -22,11 +23,14 @@ def read_file(source: Source, path: str, size: int, version: str, max_bytes: int
     if size > max_bytes:
         raise ImageError("too_large", f"{size} bytes; the limit is {max_bytes}")
     fs, base = open_source(source)
-    with telling_io():
+    with _telling_store(source):
         if is_local(fs):
             with open(local_of(f"{base}/{path}"), "rb") as file:
                 data = file.read(max_bytes + 1)
                 _check_version(local_version(os.fstat(file.fileno())), version)
+        elif isinstance(fs, Objects):
+            data, info = fs.read(f"{base}/{path}")
+            _check_version(remote_version(info), version)
         else:
             data = bytes(fs.cat_file(f"{base}/{path}"))
             _check_version(remote_version(fs.info(f"{base}/{path}")), version)
@@ -37,7 +41,7 @@ def read_file(source: Source, path: str, size: int, version: str, max_bytes: int
 
 def read_container(source: Source, path: str, version: str, first: int, max_bytes: int) -> Pieces:
     """The container's images from ordinal `first` on. Raises ImageError, after the last that can be read."""
-    with telling_io(), _open(source, path, version) as file:
+    with _telling_store(source), _open(source, path, version) as file:
         kind = container_kind(path)
         if kind == "parquet":
             yield from read_table(file, first, source.image_column, source.keep, max_bytes)
@@ -49,12 +53,31 @@ def read_container(source: Source, path: str, version: str, first: int, max_byte
 def check_unchanged(source: Source, path: str, version: str) -> None:
     """Raise ImageError `changed` if the entry is not what was listed any more."""
     fs, base = open_source(source)
-    with telling_io():
+    with _telling_store(source):
         if is_local(fs):
             _check_version(local_version(os.stat(local_of(f"{base}/{path}"))), version)
         else:
             fs.invalidate_cache()
             _check_version(remote_version(fs.info(f"{base}/{path}")), version)
+
+
+@contextmanager
+def _telling_store(source: Source) -> Iterator[None]:
+    """`telling_io`; a bucket that does not answer at all is no image's fault and raises SifBatchError."""
+    try:
+        with telling_io():
+            yield
+    except ImageError as error:
+        fs, base = open_source(source)
+        if error.kind == "unreadable" and isinstance(fs, Objects):
+            try:
+                fs.ls(base)
+            except OSError as away:
+                raise SifBatchError(
+                    f"{source.url}: the store does not answer ({away.strerror or away})",
+                    remedy="see to the store; the same command goes on where this one stopped",
+                ) from away
+        raise
 
 
 def _check_version(found: str, listed: str) -> None:
