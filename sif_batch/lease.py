@@ -6,7 +6,6 @@ whoever wakes up late finds its lease gone, and cannot publish, since history/<n
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -134,22 +133,11 @@ def check_free(store: Store) -> None:
 
 def swap(store: Store, old: bytes, new: bytes) -> bool:
     """Replace lease.json if its bytes still are `old`. False, and nothing changed, if they are not."""
-    with _locked(store):
-        if _read(store) != old:
-            return False
-        store.replace(NAME, new)
-        return True
-
-
-@contextlib.contextmanager
-def _locked(store: Store) -> Iterator[None]:
-    """The kernel's lock on the folder, which ends with its process; it leaves no file."""
-    descriptor = os.open(store.path(), os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        data, version = store.read_versioned(NAME)
+    except FileNotFoundError:
+        return False
+    return data == old and store.replace_if(NAME, new, version)
 
 
 def _read(store: Store) -> bytes | None:
