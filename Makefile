@@ -32,7 +32,7 @@ $(UV): requirements.txt
 	@touch $(UV)
 
 $(VENV)/.installed-batch: $(UV) setup.py requirements.txt
-	$(INSTALL) --editable '.[batch]'
+	$(INSTALL) --editable '.[batch,report]'
 	@touch $@
 
 $(VENV)/.installed-test: $(UV) setup.py requirements.txt

@@ -16,8 +16,10 @@ STORES = {
     "gcs": ["obstore>=0.12", "google-auth>=2.38", "requests>=2.32"],
     "azure": ["obstore>=0.12"],
 }
+REPORT = ["Jinja2>=3.1", "matplotlib>=3.9", "scikit-learn>=1.5"]
 TEST = [
     *DICOM,
+    *REPORT,
     *TIFF,
     *STORES["s3"],
     *STORES["gcs"],
@@ -29,7 +31,6 @@ TEST = [
     "pandas>=2.2",
     "pytest>=8.3",
     "ruff>=0.8",
-    "scikit-learn>=1.5",
     "setuptools>=77",
     "timm>=1.0.15",
 ]
@@ -45,6 +46,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["sif_batch", "sif_batch.*", "pipelines", "pipelines.*", "jobs", "jobs.*"]),
     package_data={
+        "jobs": ["templates/*"],
         "sif_batch": ["py.typed"],
         "sif_batch.encoders": ["*/model.onnx", "*/encoder.json", "*/LICENSE", "photos/*"],
     },
@@ -60,6 +62,15 @@ setup(
         "pydantic>=2.9",
         "rich>=13.9",
     ],
-    extras_require={"batch": BATCH, "torch": TORCH, "timm": TIMM, "dicom": DICOM, "tiff": TIFF, "test": TEST, **STORES},
+    extras_require={
+        "batch": BATCH,
+        "torch": TORCH,
+        "timm": TIMM,
+        "dicom": DICOM,
+        "tiff": TIFF,
+        "report": REPORT,
+        "test": TEST,
+        **STORES,
+    },
     entry_points={"console_scripts": ["sif-batch = jobs.cli:main"]},
 )

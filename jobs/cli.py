@@ -234,15 +234,22 @@ def encoders(root: str | None, as_json: bool) -> None:
 @click.argument("place", metavar="ROOT|RELEASE")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits for each image.")
+@click.option("--contact-sheet", metavar="FILE.png", help="Write the images and their hits there as a picture.")
 @json_option
-def search(place: str, images: tuple[str, ...], k: int, as_json: bool) -> None:
+def search(place: str, images: tuple[str, ...], k: int, contact_sheet: str | None, as_json: bool) -> None:
     """The images most similar to each IMAGE.
 
     An IMAGE is a path or an fsspec URL.
     """
     from jobs import search as reader
 
+    if contact_sheet:
+        from jobs.sheets import check_name, write_contact_sheet
+
+        check_name(contact_sheet)
     release, found = reader.search(place, images, k)
+    if contact_sheet:
+        write_contact_sheet(contact_sheet, found)
     if as_json:
         print_json(reader.search_json(release, found))
         return
@@ -352,26 +359,56 @@ def show_entry(entry: dict[str, Any], as_json: bool) -> None:
 @click.option(
     "--labels",
     required=True,
-    help="What makes images relevant to each other: folder (its last component), or a column.",
+    metavar="COLUMN|folder|FILE.csv",
+    help="What makes images relevant to each other: folder (its last component), another column, or a CSV file whose "
+    "first line is key,label or, for pairs, query,relevant.",
 )
+@click.option("-k", "cuts", type=click.IntRange(min=1), multiple=True, help="Judge at so many hits. Default: 1, 5, 10.")
+@click.option(
+    "--holdout",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    metavar="SHARE",
+    help="Ask with this share of the images, a half, third, quarter, ..., among the rest. Default: leave one out.",
+)
+@click.option("--folds", type=click.IntRange(min=2), help="Ask with each of so many parts in turn, among the rest.")
 @click.option(
     "--max-queries",
     type=click.IntRange(min=1),
-    default=10_000,
-    show_default=True,
-    help="Ask with so many images at most, a uniform sample.",
+    help="Ask with so many images at most, a uniform sample. Default: 10000, fewer where the index is large.",
 )
+@click.option("--out", metavar="DIR", help="Write evaluation.json, evaluation.html and the plots there.")
 @json_option
-def evaluate(place: str, labels: str, max_queries: int, as_json: bool) -> None:
+def evaluate(
+    place: str,
+    labels: str,
+    cuts: tuple[int, ...],
+    holdout: float | None,
+    folds: int | None,
+    max_queries: int | None,
+    out: str | None,
+    as_json: bool,
+) -> None:
     """Judge a release by labels: precision, recall, mAP, ...
 
-    Precision, recall and F1 at k, mAP, R-precision and MRR; each image is asked with and itself left out. For a ROOT,
-    beside exact search in float32 with the same vectors.
+    Precision, recall and F1 at k, mAP, R-precision and MRR with 95 % intervals, label by label; each image is asked
+    with and itself left out. For a ROOT, beside exact search with the same vectors by cosine, Euclidean distance and
+    Pearson correlation, and with what each stage of the index loses and how its time grows.
     """
-    from jobs import search as reader
+    from jobs import evaluate as judging
+    from sif_batch.evaluation import CUTS
 
-    report = reader.evaluate(place, labels, max_queries)
-    print_json(report) if as_json else show.show_evaluation(stdout(), report)
+    if holdout and folds:
+        raise click.UsageError("--holdout and --folds exclude each other")
+    if out:
+        from jobs.pages import check_extra
+
+        check_extra()
+    found = judging.evaluate(place, labels, cuts or CUTS, holdout, folds, max_queries)
+    if out:
+        from jobs.evaluation_page import write_evaluation
+
+        write_evaluation(found, out)
+    print_json(found.report) if as_json else show.show_evaluation(stdout(), found.report)
 
 
 def split_beam_options(places: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

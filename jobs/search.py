@@ -1,10 +1,9 @@
-"""The jobs of a reader: search, status, verify, evaluate. They write nothing and need no Beam."""
+"""The jobs of a reader: search, status, verify. They write nothing and need no Beam."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -14,10 +13,8 @@ from jobs.settings import open_root
 from sif_batch.catalog import CATALOG_SCHEMA, Catalog, load_catalog
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.encoders.spec import check_encoder
-from sif_batch.evaluation import MAX_QUERIES, choose_queries, evaluate_exact, evaluate_release, labels_of
 from sif_batch.history import read_history, read_top
 from sif_batch.parts import part_path
-from sif_batch.quantizer import read_rows
 from sif_batch.query import Hit, Index
 from sif_batch.release import MANIFEST, find_damage, read_manifest
 from sif_batch.shards import open_plans
@@ -122,34 +119,3 @@ def _damaged_part(store: Store, encoder: str, part: str) -> dict[str, str] | Non
     except (OSError, pa.ArrowInvalid) as error:
         return {"file": path, "reason": f"cannot be read ({str(error).splitlines()[0]})"}
     return None
-
-
-def evaluate(place: str, labels: str, max_queries: int = MAX_QUERIES) -> dict[str, Any]:
-    """Leave-one-out figures of a release by labels, for a ROOT beside exact search with the vectors of its parts."""
-    index = Index.open(place)
-    values = labels_of(index, labels)
-    queries = choose_queries(values, max_queries)
-    report = {"release": index.release, "labels": labels, "n_queries": len(queries)}
-    report |= evaluate_release(index, values, queries)
-    store = Store(place)
-    report["exact"] = None
-    if store.exists("root.json"):
-        report["exact"] = evaluate_exact(_exact_vectors(store, index), values, queries)
-    return report
-
-
-def _exact_vectors(store: Store, index: Index) -> np.ndarray:
-    """The embeddings that the release was made of, (n, d) float16, in order of its rows."""
-    catalog = load_catalog(store, index.manifest["quantizer"]["encoder"], keep=False)
-    good = catalog.rows.filter(catalog.rows["error_kind"].is_null())
-    numbered = good.select(["key", "sha256", "part", "row"])
-    numbered = numbered.set_column(0, "key", numbered["key"].cast(pa.large_string()))
-    rows = pa.table({"key": index.column("key"), "sha256": index.column("sha256"), "place": np.arange(len(index))})
-    joined = rows.join(numbered, ["key", "sha256"], join_type="inner").sort_by("place")
-    _, first = np.unique(joined["place"].to_numpy(), return_index=True)
-    if len(first) != len(index):
-        raise SifBatchError(
-            "the parts of some images of this release are gone", remedy="evaluate the release folder alone"
-        )
-    live = joined.take(pa.array(first))
-    return read_rows(store, index.manifest["quantizer"]["encoder"], catalog.parts, live, np.arange(len(live)))

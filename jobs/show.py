@@ -146,18 +146,83 @@ def show_damage(console: Console, report: dict[str, Any]) -> None:
     console.print(table)
 
 
+FIGURES = (("mAP", "map"), ("R-precision", "r_precision"), ("MRR", "mrr"))
+STAGES = {
+    "exact": "the network: exact search",
+    "cut": "fewer dimensions",
+    "codes": "codes",
+    "release": "the release: re-ranked",
+}
+
+
 def show_evaluation(console: Console, report: dict[str, Any]) -> None:
-    title = f"{report['n_queries']:,} queries, relevant: same {report['labels']}"
-    exact = report.get("exact")
-    table = _table("", "release", *(["exact float32"] if exact else []), title=title)
-    figures = [(f"{name}@{cut}", (name, cut)) for name in ("precision", "recall", "f1") for cut in report[name]]
-    figures += [
-        (label, (name, None)) for label, name in (("mAP", "map"), ("R-precision", "r_precision"), ("MRR", "mrr"))
-    ]
-    for label, (name, cut) in figures:
-        values = [side[name][cut] if cut else side[name] for side in (report, exact) if side]
-        table.add_row(label, *(f"{value:.4f}" for value in values))
+    exact, metrics = report["exact"], report["metrics"] or {}
+    sides = {"release": report, **{f"exact, {name}": found for name, found in metrics.items()}}
+    table = _table("", "release", "95 % interval", *list(sides)[1:], title=_evaluation_title(report))
+    figures = [(f"{n}@{cut}", (n, cut)) for n in ("precision", "recall", "f1") for cut in report["precision"]]
+    for label, (name, cut) in figures + [(label, (name, None)) for label, name in FIGURES]:
+        values = [f"{side[name][cut] if cut else side[name]:.4f}" for side in sides.values()]
+        low, high = report["intervals"][name][cut] if cut else report["intervals"][name]
+        table.add_row(label, values[0], f"{low:.4f} to {high:.4f}", *values[1:])
     console.print(table)
+    if report["losses"]:
+        _show_losses(console, report["losses"])
+    if report["per_label"]:
+        worst = _table("worst labels", "images", "mAP", "most taken for")
+        for row in report["per_label"][:5]:
+            worst.add_row(row["label"], str(row["images"]), f"{row['map']:.4f}", row["most_taken_for"] or "")
+        console.print(worst)
+    for line in evaluation_notes(report):
+        console.print(line, soft_wrap=True)
+    if exact is None:
+        console.print("a ROOT instead of a release shows exact search too, and what each stage loses", soft_wrap=True)
+
+
+def _show_losses(console: Console, losses: Sequence[dict[str, Any]]) -> None:
+    table = _table("stage", "mAP", "lost", "95 % interval", "kept of exact ten")
+    for row in losses:
+        low, high = row["interval"]
+        figures = (f"{row['map']:.4f}", f"{row['lost']:+.4f}", f"{low:+.4f} to {high:+.4f}", f"{row['kept_at_10']:.4f}")
+        table.add_row(STAGES[row["stage"]], *figures)
+    console.print(table)
+
+
+def _evaluation_title(report: dict[str, Any]) -> str:
+    same = "same " if report["per_label"] else ""
+    return f"{report['n_queries']:,} queries, relevant: {same}{report['labels']}, {evaluation_split(report)}"
+
+
+def evaluation_split(report: dict[str, Any]) -> str:
+    split = report["split"]
+    if split["kind"] == "k-fold":
+        return f"each of {split['folds']} folds among the rest"
+    return "leave-one-out" if split["kind"] == "leave-one-out" else f"{split['share']:.0%} held out"
+
+
+def evaluation_notes(report: dict[str, Any]) -> list[str]:
+    """What could not be judged, and the seconds."""
+    matched, timing = report["matched"], report["timing"]
+    notes = []
+    if matched["unmatched"]["count"]:
+        notes.append(_counted("name no image of the release", matched["unmatched"]))
+    if matched["labels_of_one_image"]["count"]:
+        notes.append(_counted("labels have one image, which is not asked with", matched["labels_of_one_image"]))
+    if matched["labelled"] < matched["images"]:
+        notes.append(f"{matched['images'] - matched['labelled']:,} images have no label: relevant to none")
+    if timing["images"]:
+        notes.append(f"{timing['images'][-1]['seconds_per_image']:.4f} s from a file to its vector, one thread")
+    if timing["queries"]:
+        last = timing["queries"][-1]
+        notes.append(
+            f"{1000 * last['seconds_per_query']:.2f} ms a query of {last['rows']:,} rows, "
+            f"{1000 * last['seconds_per_exact_query']:.2f} ms by exact search"
+        )
+    return notes
+
+
+def _counted(what: str, found: dict[str, Any]) -> str:
+    more = ", ..." if found["count"] > len(found["examples"]) else ""
+    return f"{found['count']:,} {what}: {', '.join(found['examples'])}{more}"
 
 
 def _table(*columns: str, title: str | None = None) -> Table:

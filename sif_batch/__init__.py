@@ -2,8 +2,8 @@
 
 The modules read as the data flows, and each imports only from those before it: config, buckets, objects, storage,
 lease, kernels, devices, child, failures, formats, sources, guards, profiles, pixels, bands, images, encoders, shards,
-parts, embedding, watching, catalog, standing, quantizer, codes, columns, release, history, query, evaluation,
-precision, gate.
+parts, embedding, watching, catalog, standing, quantizer, codes, columns, release, history, query, pictures,
+rankings, relevance, evaluation, precision, gate.
 """
 
 __version__ = "0.1.0"

@@ -16,8 +16,9 @@ import pyarrow as pa
 from sif_batch.config import Int8Settings, SifBatchError, Source, canonical_json
 from sif_batch.encoders import Encoder
 from sif_batch.encoders.spec import EncoderSpec
-from sif_batch.evaluation import choose_queries, evaluate_exact
+from sif_batch.evaluation import evaluate_exact
 from sif_batch.failures import ImageError
+from sif_batch.relevance import by_labels
 from sif_batch.shards import Limits
 from sif_batch.sources.containers import container_kind
 from sif_batch.sources.names import hash_of, key_of, member_key
@@ -95,14 +96,13 @@ def judge(exact: np.ndarray, ours: np.ndarray, keys: Sequence[str], settings: In
         "kept_by_float": _share(truth, _nearest(a, b, k)),
     }
     if settings.labels == "folder":
-        labels = np.array([key.rpartition("/")[0].rpartition("/")[2] for key in keys], object)
-        queries = choose_queries(labels)
-        if not len(queries) or len(set(labels)) < 2:
+        relevance = by_labels(key.rpartition("/")[0].rpartition("/")[2] for key in keys)
+        if not len(relevance.queries()) or len(relevance.names) < 2:
             raise SifBatchError(
                 f"--labels folder: the {len(keys)} images that judge int8 lie in no folders that tell them apart",
                 remedy="leave --labels out",
             )
-        figures["map"], figures["map_int8"] = (evaluate_exact(x, labels, queries)["map"] for x in (exact, ours))
+        figures["map"], figures["map_int8"] = (evaluate_exact(x, relevance)["map"] for x in (exact, ours))
     return figures
 
 

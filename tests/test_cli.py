@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from conftest import PHOTOS, REPOSITORY, Finished
+from PIL import Image
 
 from jobs.cli import cli
 
@@ -64,6 +66,17 @@ def test_search_shows_a_table_and_json(sif_batch: Run, root: Path) -> None:
     assert Path(hits[0]["uri"]).read_bytes() == PIZZA.read_bytes()
 
 
+def test_search_makes_a_contact_sheet(sif_batch: Run, root: Path, tmp_path: Path) -> None:
+    done = sif_batch("search", root, PIZZA, "-k", 3, "--contact-sheet", tmp_path / "out/sheet.png", "--json")
+    assert done.code == 0 and len(done.json["queries"][0]["hits"]) == 3
+    with Image.open(tmp_path / "out/sheet.png") as sheet, Image.open(PIZZA) as query:
+        assert sheet.width == 8 + 4 * (144 + 2 * 4 + 8)
+        shown, twin = (np.asarray(sheet.convert("RGB").crop((x, 30, x + 152, 182)), int) for x in (8, 168))
+        assert query.size and np.array_equal(shown, twin) and shown.std() > 20  # the best hit is the query itself
+    wrong = sif_batch("search", root, PIZZA, "--contact-sheet", tmp_path / "sheet.txt")
+    assert wrong.code == 1 and "no picture ends with '.txt'" in wrong.err and not wrong.out
+
+
 def test_search_errors_are_one_line(sif_batch: Run, root: Path, tmp_path: Path) -> None:
     (tmp_path / "no.jpg").write_text("no image")
     for arguments, says in (
@@ -98,10 +111,19 @@ def test_status_releases_and_evaluate(sif_batch: Run, root: Path) -> None:
     assert {"n_queries", "precision", "recall", "f1", "map", "r_precision", "mrr", "exact"} <= set(judged)
     assert judged["n_queries"] == 60 and judged["map"] > 0.5
     table = sif_batch("evaluate", root, "--labels", "folder").out
-    assert "mAP" in table and "exact float32" in table
+    assert all(
+        words in table for words in ("mAP", "95 % interval", "exact, pearson", "kept of exact ten", "worst labels")
+    )
+    assert judged["timing"]["images"][-1]["images"] == 60 and judged["losses"][0]["stage"] == "exact"
     alone = sif_batch("evaluate", root / "releases" / release["id"], "--labels", "folder", "--json").json
     assert alone["exact"] is None and alone["map"] == judged["map"]
     assert "it has: source, folder" in sif_batch("evaluate", root, "--labels", "colour").err
+    assert sif_batch("evaluate", root, "--labels", "folder", "--folds", 3, "--holdout", 0.2).code == 2
+    out = root.parent / "evaluation"
+    assert sif_batch("evaluate", root, "--labels", "folder", "-k", 3, "--out", out).code == 0
+    page = (out / "evaluation.html").read_text(encoding="utf-8")
+    assert "cannot be read" not in page and page.count("data:image/webp") >= 5 * 9
+    assert set(json.loads((out / "evaluation.json").read_text())["precision"]) == {"3"}
 
 
 def test_verify_names_what_is_damaged(sif_batch: Run, root: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ BRING_IN = {
     "torchvision_weights",
     "weights",
 }
-READER = ("sif_batch.query", "sif_batch.evaluation", "sif_batch.release")
+READER = ("sif_batch.query", "sif_batch.evaluation", "sif_batch.pictures", "sif_batch.release")
 # What the base install has; the rest stands in extras.
 BASE = {"click", "faiss", "fsspec", "numpy", "onnxruntime", "pi_heif", "PIL", "pyarrow", "pydantic", "rich"}
 
@@ -148,7 +148,8 @@ def test_the_reader_loads_neither_torch_nor_beam(module: str) -> None:
 
 
 def test_the_command_line_loads_neither_torch_nor_beam_until_it_needs_them() -> None:
-    assert not {"torch", "apache_beam"} & loaded_by("import jobs.cli, jobs.search, jobs.run, jobs.index, jobs.embed")
+    heavy = {"torch", "apache_beam", "matplotlib", "jinja2", "sklearn"}
+    assert not heavy & loaded_by("import jobs.cli, jobs.search, jobs.run, jobs.index, jobs.embed, jobs.evaluate")
 
 
 def test_the_child_loads_no_beam() -> None:
