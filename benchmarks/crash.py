@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jobs.search import verify
+from jobs.verify import verify
 from sif_batch.storage import TEMPORARY
 
 REPOSITORY = Path(__file__).parents[1]

@@ -298,9 +298,9 @@ def verify(place: str, as_json: bool) -> None:
 
     The files of a release, or all that ROOT holds. Exit 5 if one is damaged.
     """
-    from jobs import search as reader
+    from jobs.verify import verify as check
 
-    report = reader.verify(place)
+    report = check(place)
     print_json(report) if as_json else show.show_damage(stdout(), report)
     sys.exit(0 if report["ok"] else EXIT_DAMAGED)
 
@@ -347,6 +347,30 @@ def publish(root: str, release: str | None, as_json: bool) -> None:
     from jobs import releases as jobs
 
     show_entry(jobs.publish_by_hand(root, release), as_json)
+
+
+@cli.command()
+@click.argument("root")
+@click.option("--keep", type=click.IntRange(min=1), default=3, show_default=True, help="Newest releases that stay.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    default=7.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Nothing younger goes.",
+)
+@click.option("--delete", is_flag=True, help="Remove it. Without, it is only listed.")
+@json_option
+def gc(root: str, keep: int, older_than: float, delete: bool, as_json: bool) -> None:
+    """List what is no longer needed, or remove it.
+
+    Never what a kept release, an unfinished plan or the next night needs.
+    """
+    from jobs.gc import collect_garbage
+
+    report = collect_garbage(root, keep, older_than, delete, Reporter())
+    print_json(report) if as_json else show.show_garbage(stdout(), report)
 
 
 def show_entry(entry: dict[str, Any], as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The jobs of a reader: search, status, verify. They write nothing and need no Beam."""
+"""The jobs of a reader: search, status. They write nothing and need no Beam."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -6,17 +6,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.runs import last_run
 from jobs.settings import open_root
 from sif_batch.catalog import CATALOG_SCHEMA, Catalog, load_catalog
-from sif_batch.config import RootRecord, SifBatchError
-from sif_batch.encoders.spec import check_encoder
-from sif_batch.history import read_history, read_top
-from sif_batch.parts import part_path
+from sif_batch.config import RootRecord
+from sif_batch.history import read_top
 from sif_batch.query import Hit, Index
-from sif_batch.release import MANIFEST, find_damage, read_manifest
 from sif_batch.shards import open_plans
 from sif_batch.sources import LISTING_SCHEMA, Listing
 from sif_batch.sources.listing import listing_names
@@ -75,47 +71,3 @@ def read_collection(store: Store, record: RootRecord) -> tuple[pa.Table, Catalog
     if not store.sizes(f"parts/{record.encoder}"):
         return entries, Catalog([], [], CATALOG_SCHEMA.empty_table())
     return entries, load_catalog(store, record.encoder, keep=False)
-
-
-def verify(place: str) -> dict[str, Any]:
-    """Every damaged file of a release; of a ROOT, those of all its releases, encoders and parts."""
-    store = Store(place)
-    if store.exists(MANIFEST) or not store.exists("root.json"):
-        if not store.exists():
-            raise SifBatchError(f"{store.url} does not exist", remedy="give a ROOT or a release")
-        return _report(find_damage(store), _files(store, ""))
-    store, record = open_root(place)
-    published = sorted({entry["release"] for entry in read_history(store)} | set(store.sizes("releases")))
-    damaged, files = [], 0
-    for release in published:
-        damaged += find_damage(store, f"releases/{release}")
-        files += _files(store, f"releases/{release}")
-    try:
-        check_encoder(store, record.encoder)
-    except SifBatchError as error:
-        damaged.append({"file": f"encoders/{record.encoder}", "reason": str(error)})
-    names = [n.removesuffix(".parquet") for n in store.sizes(f"parts/{record.encoder}") if n.endswith(".parquet")]
-    damaged += [found for name in names if (found := _damaged_part(store, record.encoder, name))]
-    return _report(damaged, files + len(names) + 2)
-
-
-def _report(damaged: list[dict[str, str]], files: int) -> dict[str, Any]:
-    return {"ok": not damaged, "damaged": damaged, "files": files}
-
-
-def _files(store: Store, folder: str) -> int:
-    try:
-        return 1 + len(read_manifest(store, folder)["files"])
-    except (SifBatchError, KeyError):
-        return 1
-
-
-def _damaged_part(store: Store, encoder: str, part: str) -> dict[str, str] | None:
-    """Read the part whole: its pages carry checksums."""
-    path = part_path(encoder, part)
-    try:
-        with store.open(path) as file:
-            pq.ParquetFile(file, page_checksum_verification=True).read()
-    except (OSError, pa.ArrowInvalid) as error:
-        return {"file": path, "reason": f"cannot be read ({str(error).splitlines()[0]})"}
-    return None

@@ -146,6 +146,15 @@ def show_damage(console: Console, report: dict[str, Any]) -> None:
     console.print(table)
 
 
+def show_garbage(console: Console, report: dict[str, Any]) -> None:
+    table = _table("no longer needed", "bytes")
+    for one in report["garbage"]:
+        table.add_row(one["file"], f"{one['bytes']:,}")
+    console.print(table)
+    done = "removed" if report["deleted"] else "could be removed, with --delete"
+    console.print(f"{len(report['garbage'])} files and folders, {report['bytes']:,} bytes, {done}")
+
+
 FIGURES = (("mAP", "map"), ("R-precision", "r_precision"), ("MRR", "mrr"))
 STAGES = {
     "exact": "the network: exact search",

@@ -2,7 +2,7 @@
 
 The modules read as the data flows, and each imports only from those before it: config, buckets, objects, storage,
 lease, kernels, devices, child, failures, formats, sources, guards, profiles, pixels, bands, images, encoders, shards,
-parts, embedding, watching, catalog, standing, quantizer, codes, columns, release, history, query, pictures,
+parts, embedding, watching, catalog, standing, gc, quantizer, codes, columns, release, history, query, pictures,
 rankings, relevance, evaluation, precision, gate.
 """
 

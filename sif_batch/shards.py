@@ -113,6 +113,11 @@ def open_plans(store: Store, encoder_id: str) -> list[str]:
     return [name for name in unfinished if plan_encoder(store, name) == encoder_id]
 
 
+def is_open(store: Store, file: str) -> bool:
+    """Whether a file in plans/ is a plan that no run has finished."""
+    return file.endswith(".parquet") and not store.exists(f"plans/{file.removesuffix('.parquet')}.done")
+
+
 def finish_plan(store: Store, name: str) -> None:
     store.create(f"plans/{name}.done", b"")
 

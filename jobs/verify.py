@@ -1,0 +1,85 @@
+"""Verify: every file of a release or of ROOT against what it should be."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.settings import open_root
+from sif_batch.config import SifBatchError
+from sif_batch.encoders.spec import check_encoder
+from sif_batch.history import read_history, sealed_releases
+from sif_batch.quantizer import load_quantizer
+from sif_batch.release import MANIFEST, find_damage, read_manifest
+from sif_batch.storage import Store
+
+Damage = list[dict[str, str]]
+
+
+def verify(place: str) -> dict[str, Any]:
+    """Every damaged file of a release; of a ROOT, of all that it holds: {ok, damaged: [{file, reason}], files}."""
+    store = Store(place)
+    if store.exists(MANIFEST) or not store.exists("root.json"):
+        if not store.exists():
+            raise SifBatchError(f"{store.url} does not exist", remedy="give a ROOT or a release")
+        return _report(find_damage(store), _files(store, ""))
+    store, _ = open_root(place)
+    damaged, files = _damaged_releases(store)
+    for check, names in (
+        (check_encoder, store.sizes("encoders")),
+        (load_quantizer, store.sizes("quantizers")),
+    ):
+        folder = "encoders" if check is check_encoder else "quantizers"
+        for name in names:
+            files += len(store.sizes(f"{folder}/{name}"))
+            try:
+                check(store, name)
+            except SifBatchError as error:
+                damaged.append({"file": f"{folder}/{name}", "reason": str(error)})
+    for name in _tables(store):
+        files += 1
+        damaged += _damaged_table(store, name)
+    return _report(damaged, files)
+
+
+def _damaged_releases(store: Store) -> tuple[Damage, int]:
+    """The damage of history and of all releases but those that were removed; and how many files that are."""
+    history = read_history(store)
+    damaged, files = [], len(history)
+    numbers = [entry["n"] for entry in history]
+    if numbers != list(range(1, len(numbers) + 1)):
+        damaged.append({"file": "history", "reason": f"its numbers are not 1 to {len(numbers)}: some entry is gone"})
+    for release in sorted({*sealed_releases(store), *store.sizes("releases"), *[e["release"] for e in history[-1:]]}):
+        damaged += find_damage(store, f"releases/{release}")
+        files += _files(store, f"releases/{release}")
+    return damaged, files
+
+
+def _tables(store: Store) -> list[str]:
+    """All Parquet files of ROOT, in order."""
+    found = [f"{folder}/{name}" for folder in ("listings", "plans") for name in store.sizes(folder)]
+    for folder in ("parts", "codes"):
+        for inner in store.sizes(folder):
+            found += [f"{folder}/{inner}/{name}" for name in store.sizes(f"{folder}/{inner}")]
+    return [name for name in found if name.endswith(".parquet")]
+
+
+def _damaged_table(store: Store, path: str) -> Damage:
+    """Read a table whole: its pages carry checksums."""
+    try:
+        with store.open(path) as file:
+            pq.ParquetFile(file, page_checksum_verification=True).read()
+    except (OSError, pa.ArrowException) as error:
+        return [{"file": path, "reason": f"cannot be read ({str(error).splitlines()[0]})"}]
+    return []
+
+
+def _report(damaged: Damage, files: int) -> dict[str, Any]:
+    return {"ok": not damaged, "damaged": damaged, "files": files}
+
+
+def _files(store: Store, folder: str) -> int:
+    try:
+        return 1 + len(read_manifest(store, folder)["files"])
+    except (SifBatchError, KeyError):
+        return 1
