@@ -53,7 +53,7 @@ def _filesystem(uri: str) -> tuple[Any, str]:
 @functools.lru_cache(maxsize=8)
 def _open_archive(archive: str) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
     fs, path = _filesystem(archive)
-    opened = tarfile.open(fileobj=fs.open(path, "rb"), mode="r:*")
+    opened = tarfile.open(fileobj=fs.open(path, "rb"), mode="r:*")  # noqa: SIM115 (kept open, by lru_cache)
     return opened, {text_of(member.name): member for member in opened if member.isfile()}
 
 
