@@ -435,6 +435,29 @@ def evaluate(
     print_json(found.report) if as_json else show.show_evaluation(stdout(), found.report)
 
 
+@cli.command("map")
+@click.argument("place", metavar="ROOT|RELEASE")
+@click.option("--sample", type=click.IntRange(min=1), default=2000, show_default=True, help="Show so many images.")
+@click.option(
+    "--label", default="folder", show_default=True, metavar="COLUMN", help="Colour the points by this column."
+)
+@click.option("--out", metavar="DIR", help="Write there. Default: beside the run that made the release.")
+@json_option
+def map_(place: str, sample: int, label: str, out: str | None, as_json: bool) -> None:
+    """Show a release as a map.
+
+    Similar images lie together. map.html is a page to look around in: by t-SNE or PCA, a point shows its image, and
+    zoomed in all do. map.png is a picture of it, map.parquet has the places.
+    """
+    from jobs.map_page import map_release
+
+    files = map_release(place, sample, label, out, Reporter().say)
+    if as_json:
+        print_json({"files": files})
+    for path in files.values() if not as_json else ():
+        click.echo(path)
+
+
 def split_beam_options(places: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """click takes `--` away: what begins with -- behind the places is Beam's."""
     first = next((i for i, place in enumerate(places) if place.startswith("--")), len(places))

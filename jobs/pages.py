@@ -63,6 +63,12 @@ def data_url(image: Image.Image, quality: int = 72) -> str:
     return "data:image/webp;base64," + base64.b64encode(sink.getvalue()).decode()
 
 
+def png_bytes(image: Image.Image) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, "PNG", optimize=True)
+    return sink.getvalue()
+
+
 def write_file(path: str, data: bytes) -> None:
     """A local file, whole. Raises SifBatchError where it cannot be written."""
     temporary = f"{path}.{os.getpid()}.tmp"
