@@ -17,7 +17,7 @@ import sif_batch
 from jobs import show
 from jobs.progress import Reporter
 from sif_batch.child import close_shared_children
-from sif_batch.config import GateSettings, Int8Settings, SifBatchError
+from sif_batch.config import GateSettings, IndexSettings, Int8Settings, SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
 from sif_batch.lease import release_all
 
@@ -123,13 +123,53 @@ EMBED_OPTIONS = (
 INDEX_OPTIONS = (
     click.option(
         "--family",
-        type=click.Choice(["auto", "flat", "ivf-pq"]),
-        help="Kind of index; auto is exact (flat) below about 10,000 images. ROOT records it.",
+        type=click.Choice(["auto", "flat", "ivf-flat", "ivf-pq", "ivf-rabitq", "hnsw"]),
+        help="Kind of index; auto is exact (flat) below about 10,000 images, else ivf-pq. ROOT records this and the "
+        "other options of the index.",
+    ),
+    click.option(
+        "--metric",
+        type=click.Choice(["cosine", "euclidean", "pearson"]),
+        help="Similarity: the cosine, 1 / (1 + Euclidean distance), or the correlation. Default: cosine.",
+    ),
+    click.option("--power/--no-power", default=None, help="Take the signed square root of each number first."),
+    click.option(
+        "--whitening",
+        type=click.FloatRange(0, 1),
+        help="Divide principal components by their standard deviation to this power: 0.5 and 1 help to find the same "
+        "object, not the same kind. Default: 0.",
+    ),
+    click.option(
+        "--recall",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Share of the k nearest that a query must find; the gate holds it. Default: 0.95.",
+    ),
+    click.option("--k", type=click.IntRange(1, 100), help="The k of --recall. Default: 10."),
+    click.option(
+        "--bits", type=click.Choice(["4", "8", "32"]), help="Of a code's numbers. ivf-pq: 4 or 8; ivf-flat: 8 or 32."
+    ),
+    click.option(
+        "--max-bytes-per-row", type=click.IntRange(min=1), help="Limit of code and kept row together. Default: none."
+    ),
+    click.option(
+        "--max-query-ms",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Refuse an index whose queries take longer here, one alone on one core. Default: no limit.",
     ),
     click.option(
         "--max-failures",
         type=click.FloatRange(0, 1),
         help="Share of failed images that the gate lets pass. Default: 0.05.",
+    ),
+    click.option(
+        "--max-shrink",
+        type=click.FloatRange(0, 1),
+        help="Share of the last release's images that may go. Default: 0.5.",
+    ),
+    click.option(
+        "--scratch",
+        metavar="DIR",
+        help="Folder for what does not fit into memory as a release is assembled. Default: in ROOT, or the system's.",
     ),
     click.option("--no-gate", is_flag=True, default=None, help="Publish whatever the gate says; history records it."),
 )
@@ -195,6 +235,9 @@ def run_night(halves: tuple[str, ...], places: tuple[str, ...], as_json: bool, o
 
     places, beam = split_beam_options(places)
     given = {name: value for name, value in options.items() if value is not None}
+    if "bits" in given:
+        given["bits"] = int(given["bits"])
+    given["index"] = {name: given.pop(name) for name in IndexSettings.model_fields if name in given}
     if "views" in given:
         given["views"] = tuple(view for view in given["views"].split("+") if view != "none")
     if given.pop("no_gate", False):

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.settings import read_record
-from sif_batch import release as releases
+from sif_batch.assembly import Placement, assemble, write_images
 from sif_batch.catalog import Catalog, load_catalog
+from sif_batch.codebooks import encoder_of
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.evaluation import (
     CUTS,
@@ -28,10 +29,11 @@ from sif_batch.evaluation import (
 )
 from sif_batch.failures import ImageError
 from sif_batch.pictures import read_uri
-from sif_batch.quantizer import load_quantizer, normalise, read_rows, reduce
+from sif_batch.quantizer import load_quantizer
 from sif_batch.query import Index
-from sif_batch.rankings import METRICS, Space, euclidean
+from sif_batch.rankings import METRICS, Space, compared, euclidean
 from sif_batch.relevance import Relevance, read_relevance
+from sif_batch.sample import read_rows
 from sif_batch.standing import live_rows
 from sif_batch.storage import Store
 
@@ -185,7 +187,10 @@ def _beside_exact(
     catalog, live = root.live()
     vectors = read_rows(root.store, root.encoder, catalog.parts, live, np.arange(len(live)))
     by_metric = {name: judge_space(space(vectors), trials, relevance, cuts) for name, space in METRICS.items()}
-    exact = by_metric[root.index.manifest["quantizer"]["metric"]]
+    transform = root.index.transform
+    exact = by_metric[transform.metric]
+    if transform.power or transform.whitening:
+        exact = judge_space(compared(vectors, transform), trials, relevance, cuts)
     stages = {"exact": exact} | {
         name: judge_space(space, trials, relevance, cuts) for name, space in _stages(root, vectors)
     }
@@ -200,11 +205,11 @@ def _beside_exact(
 def _stages(root: _Root, vectors: np.ndarray) -> Iterator[tuple[str, Space]]:
     """What a query compares with before re-ranking: the vectors cut to fewer dimensions, then their codes."""
     quantizer = load_quantizer(root.store, root.index.manifest["quantizer"]["id"])
-    if quantizer.ivf is None or quantizer.mean is None or quantizer.components is None:
+    if quantizer.index is None:
         return
-    cut = reduce(normalise(vectors), quantizer.mean, quantizer.components)
+    cut, coder = quantizer.reduce(quantizer.transform.apply(vectors)), encoder_of(quantizer.index)
     yield "cut", euclidean(cut)
-    yield "codes", euclidean(quantizer.ivf.sa_decode(quantizer.ivf.sa_encode(cut)), cut)
+    yield "codes", euclidean(coder.sa_decode(coder.sa_encode(cut)), cut)
 
 
 def losses(stages: dict[str, Judged]) -> list[dict[str, Any]]:
@@ -257,7 +262,9 @@ def _time_queries(root: _Root, catalog: Catalog, live: pa.Table, vectors: np.nda
     for rows in sorted({max(1, top // share) for share in TIMED_SHARES}):
         with tempfile.TemporaryDirectory(prefix="sif-batch-") as folder:
             scratch = Path(folder)
-            releases.assemble(root.store, scratch, quantizer, catalog.parts, live.slice(0, rows).combine_chunks())
+            some = live.slice(0, rows).combine_chunks()
+            assemble(root.store, scratch, quantizer, Placement.of(some, catalog.parts))
+            write_images(some, scratch / "images.arrow")
             sizes = {"rows": rows, "segments": len(list((scratch / "segments").iterdir())), "files": None}
             index = Index(Store(str(scratch)), "", manifest | sizes)
             ours = _seconds(lambda q, index=index: index.ranked(q[None], K), asked)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +13,22 @@ from jobs.progress import Reporter
 from jobs.runs import read_runs
 from jobs.settings import RunSettings
 from sif_batch import release as releases
-from sif_batch.child import shared_child
+from sif_batch.assembly import Placement, assemble, check_scratch, copy_encoder, write_images
+from sif_batch.child import shared_children
 from sif_batch.config import RootRecord, SifBatchError, canonical_json
-from sif_batch.gate import all_finite, ask, choose_point, exact_neighbours, judge, recall
+from sif_batch.gate import all_finite, check_sanity, fresh_rows, judge, measure_fresh, measure_recall
 from sif_batch.history import publish, read_top
 from sif_batch.lease import Lease
 from sif_batch.quantizer import QuantizerRecord, load_quantizer, must_retrain, read_record, train_quantizer
 from sif_batch.query import Index
 from sif_batch.standing import live_rows
 from sif_batch.storage import Store
+from sif_batch.truth import exact_neighbours
+from sif_batch.tuning import best_points, choose_point, measure_curve, time_point
 
 REMEMBERED_RUNS = 10
+FEW_PARTS = 8
+QUANTIZE = "sif_batch.codes:quantize_part"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Indexed:
     reasons: list[str]
     deleted: int
     query_ms: float | None = None
+    curve_ms: list[dict[str, Any]] | None = None
 
 
 def index_collection(
@@ -58,6 +63,7 @@ def index_collection(
         reporter.say("training the quantizer")
         current = parent["quantizer"]["family"] if parent else None
         quantizer = train_quantizer(store, record.encoder, record.index, catalog.parts, live, current)
+        reporter.say(quantizer.spec.explain())
     decided = {
         "format": 1,
         "encoder": record.encoder,
@@ -75,24 +81,26 @@ def index_collection(
     deleted = _deleted(store, embedded, top, parent)
     if top and parent and parent["inputs"] == inputs:
         return Indexed("unchanged", top["release"], parent, [], deleted)
-    candidate, query_ms = _known_candidate(store, inputs), None
-    if candidate is None:
+    known, curve_ms = _known_candidate(store, inputs), None
+    if known is not None:
+        candidate, query_ms = known
+    else:
         _quantize(store, quantizer.id, [catalog.parts[number] for number in used], settings, reporter)
         reporter.say(f"assembling {len(live)} rows")
         made_by = sorted(
             {*(catalog.fingerprints[number] for number in used), canonical_json(quantizer.fingerprint).decode()}
         )
         manifest = decided | {"inputs": inputs, "fingerprints": [json.loads(text) for text in sorted(made_by)]}
-        candidate, query_ms = _build(store, quantizer.id, catalog.parts, live, manifest)
+        candidate, query_ms, curve_ms = _build(store, quantizer, catalog.parts, live, manifest, settings.scratch)
     manifest = releases.read_manifest(store, f"releases/{candidate}")
-    reasons = judge(settings.gate, manifest)
+    reasons = judge(settings.gate, manifest, parent["rows"] if parent else None, query_ms)
     if reasons and settings.gate.enabled:
-        return Indexed("refused", candidate, manifest, reasons, deleted, query_ms)
+        return Indexed("refused", candidate, manifest, reasons, deleted, query_ms, curve_ms)
     if top and top["held"]:
-        return Indexed("held", candidate, manifest, reasons, deleted, query_ms)
+        return Indexed("held", candidate, manifest, reasons, deleted, query_ms, curve_ms)
     lease.check()
     publish(store, candidate, top, "passed" if not reasons else "skipped")
-    return Indexed("published", candidate, manifest, reasons, deleted, query_ms)
+    return Indexed("published", candidate, manifest, reasons, deleted, query_ms, curve_ms)
 
 
 def _quantizer_in_force(
@@ -111,13 +119,14 @@ def _manifest(store: Store, release: str) -> dict[str, Any] | None:
     return releases.check_release(store, folder) if store.exists(folder) else None
 
 
-def _known_candidate(store: Store, inputs: str) -> str | None:
-    """A candidate that a recent run made of the same inputs, published or refused."""
+def _known_candidate(store: Store, inputs: str) -> tuple[str, float | None] | None:
+    """A candidate that a recent run made of the same inputs, published or refused, and its milliseconds a query."""
     for run in itertools.islice(read_runs(store), REMEMBERED_RUNS):
         release = run["result"]["release"]
+        query_ms = run["result"].get("index", {}).get("query_ms")
         manifest = _manifest(store, release) if release else None
         if manifest and manifest["inputs"] == inputs:
-            return str(release)
+            return str(release), query_ms
     return None
 
 
@@ -132,48 +141,67 @@ def _deleted(store: Store, embedded: Embedded, top: dict[str, Any] | None, paren
 
 
 def _quantize(store: Store, quantizer: str, parts: list[str], settings: RunSettings, reporter: Reporter) -> None:
-    """Make the codes of these parts that have none yet."""
+    """Make the codes of these parts that have none yet: a few in children of this process, many by Beam."""
     done = store.sizes(f"codes/{quantizer}")
     missing = [part for part in parts if f"{part}.parquet" not in done]
     if not missing:
         return
-    shared_child().start()
-    from pipelines import quantize
-    from pipelines.runner import Progress, run_pipeline
-
+    children = shared_children(min(settings.workers, len(missing)))
+    for child in children:
+        child.start()
     with reporter.stage("quantizing", len(missing), "parts") as update:
+        if len(missing) <= FEW_PARTS:  # importing and starting Beam takes longer
+            for part in missing:
+                children[0].call_again(QUANTIZE, root=store.url, quantizer=quantizer, part=part)
+                update(1, 0)
+            return
+        from pipelines import quantize
+        from pipelines.runner import Progress, run_pipeline
+
         Progress.update = update
-        run_pipeline(quantize.QuantizeParts(store.url, quantizer, missing), settings.beam)
+        run_pipeline(quantize.QuantizeParts(store.url, quantizer, missing, len(children)), settings.beam)
 
 
 def _build(
-    store: Store, quantizer_id: str, parts: list[str], live: pa.Table, manifest: dict[str, Any]
-) -> tuple[str, float]:
-    """Assemble, tune, measure and seal a candidate; returns its id and milliseconds a query."""
-    quantizer = load_quantizer(store, quantizer_id)
-    used = [parts[number] for number in sorted(pc.unique(live["part"]).to_pylist())]
-    with store.scratch("releases") as scratch:
-        folder = scratch / "release"
+    store: Store,
+    record: QuantizerRecord,
+    parts: list[str],
+    live: pa.Table,
+    manifest: dict[str, Any],
+    scratch: str | None,
+) -> tuple[str, float, list[dict[str, Any]]]:
+    """Assemble, tune, measure and seal a candidate; returns its id, milliseconds a query, and those of the curve."""
+    quantizer, asked = load_quantizer(store, record.id), manifest["settings"]
+    k, target = asked["k"], asked["recall"]
+    placement = Placement.of(live, parts)
+    with store.scratch("releases", scratch) as made:
+        folder = made / "release"
         folder.mkdir()
-        placed = releases.assemble(store, folder, quantizer, parts, live)
+        check_scratch(folder, len(live) * (quantizer.spec.bytes_per_row + 8) + live.nbytes)
+        assembled = assemble(store, folder, quantizer, placement, scratch=scratch)
+        write_images(live, folder / "images.arrow")
+        copy_encoder(store, quantizer.spec.encoder, folder / "encoder")
         manifest = manifest | {"segments": len(list((folder / "segments").iterdir()))}
         index = Index(Store(str(folder)), "", manifest)
         own = pc.index_in(pa.array(quantizer.query_keys, pa.string()), live["key"].combine_chunks())
-        truth = exact_neighbours(store, quantizer, used, placed, pc.fill_null(own, -1).to_numpy())
-        point = choose_point(index, quantizer, truth)
-        started = time.perf_counter()
-        found = ask(index, quantizer, truth, point)
-        query_ms = 1000 * (time.perf_counter() - started) / max(1, len(found))
-        reached = recall(truth, found)
-        scanned = index.codes_scanned(quantizer.queries, point.cells) if point else len(live)
+        truth = exact_neighbours(store, quantizer, placement, assembled, pc.fill_null(own, -1).to_numpy())
+        curve = best_points(measure_curve(index, quantizer, truth, k, target))
+        point = choose_point(curve, target)
+        reached = measure_recall(index, quantizer, truth, point, k, target)
+        new = fresh_rows(quantizer, placement.hashes, live["key"])
+        scanned = index.codes_scanned(quantizer.queries, point) if point else len(live)
         manifest |= {
-            "recall": {"at_10": None if reached is None else round(reached, 4), "queries": len(found)},
+            "recall": reached | {"fresh": measure_fresh(index, new, k, point)},
             "operating_point": {"cells": point.cells, "rerank": point.rerank} if point else None,
             "codes_scanned": round(scanned, 1),
+            "curve": [measured.describe() for measured in curve],
+            "sanity": check_sanity(assembled, live["sha256"]),
             "finite": all_finite(index),
         }
+        timed = [{**m.describe(), "ms": round(time_point(index, quantizer, m.point, k), 4)} for m in curve]
+        query_ms = time_point(index, quantizer, point, k)
         release = releases.seal(folder, manifest)
         store.create_folder(f"releases/{release}", folder, releases.MANIFEST)
     if not store.exists(f"releases/{release}/{releases.MANIFEST}"):
         raise SifBatchError(f"releases/{release} could not be written")
-    return release, query_ms
+    return release, query_ms, timed

@@ -19,6 +19,7 @@ from sif_batch.encoders.choose import Chosen
 from sif_batch.encoders.spec import check_encoder
 from sif_batch.history import cache_latest, read_top
 from sif_batch.lease import Lease, holding
+from sif_batch.release import shape_of
 from sif_batch.sources import Listing, list_sources
 from sif_batch.sources.listing import listing_names
 from sif_batch.storage import Store
@@ -144,6 +145,8 @@ def index_figures(indexed: Indexed, settings: RunSettings) -> dict[str, Any]:
             "enabled": settings.gate.enabled,
             "reasons": indexed.reasons,
             "recall_at_10": manifest["recall"]["at_10"],
+            "recall": manifest["recall"],
+            "sanity": manifest["sanity"],
             "queries": manifest["recall"]["queries"],
             "failed_share": round(manifest["failed"] / manifest["listed"], 6),
         },
@@ -151,6 +154,8 @@ def index_figures(indexed: Indexed, settings: RunSettings) -> dict[str, Any]:
             "family": manifest["quantizer"]["family"],
             "quantizer": manifest["quantizer"]["id"],
             "codes_scanned": manifest["codes_scanned"],
+            "shape": shape_of(manifest).explain(),
+            "curve": indexed.curve_ms,
             "query_ms": indexed.query_ms and round(indexed.query_ms, 3),
         },
     }

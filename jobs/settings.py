@@ -3,12 +3,12 @@
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import Field
 
 from sif_batch.config import (
     LAYOUT,
-    Family,
     Frozen,
     GateSettings,
     IndexSettings,
@@ -43,7 +43,6 @@ class RunSettings(Frozen):
     image_column: str | None = None
     keep: tuple[str, ...] = ()
     encoder: EncoderRequest = EncoderRequest()
-    family: Family | None = None
     workers: int = Field(default_factory=usable_cores, ge=1)
     device: Device = "auto"
     limits: Limits = Limits()
@@ -51,6 +50,8 @@ class RunSettings(Frozen):
     retry_failed: bool = False
     max_attempts: int = Field(default=MAX_ATTEMPTS, ge=1, le=100)
     gate: GateSettings = GateSettings()
+    index: dict[str, Any] = Field(default_factory=dict)
+    scratch: str | None = None
     int8: Int8Settings = Int8Settings()
     beam: tuple[str, ...] = ()
 
@@ -107,8 +108,7 @@ def decide_record(
     check_apart(store, list(merged.values()))
     chosen = choose_encoder(store, old.encoder if old else None, settings.encoder, say)
     index = old.index if old else IndexSettings()
-    if settings.family is not None:
-        index = IndexSettings(family=settings.family, metric=index.metric)
+    index = IndexSettings.model_validate(index.model_dump() | settings.index)
     sources = tuple(merged[name] for name in sorted(merged))
     return RootRecord(sources=sources, encoder=chosen.spec.id, index=index), chosen
 

@@ -43,7 +43,8 @@ def show_run(console: Console, result: dict[str, Any]) -> None:
         return
     gate, index = result["gate"], result["index"]
     recall = "not measured: no held-out image" if gate["recall_at_10"] is None else f"{gate['recall_at_10']:.3f}"
-    say(f"recall@10 {recall} on {gate['queries']} held-out queries, {index['family']} index")
+    say(f"recall@10 {recall} on {gate['queries']} held-out queries")
+    say(f"index     {index['shape']}")
     say(f"time      {stages}" + (f"; {result['bottleneck']}" if result["bottleneck"] else ""))
     say(f"outcome   {result['outcome']}")
     for reason in gate["reasons"]:

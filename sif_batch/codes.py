@@ -1,5 +1,6 @@
 """Codes: the rows of one part under one quantizer, and its nearest rows to the held-out queries."""
 
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,17 +11,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sif_batch.codebooks import encoder_of
 from sif_batch.config import SifBatchError
-from sif_batch.kernels import in_blocks, project
+from sif_batch.kernels import in_blocks
 from sif_batch.parts import embeddings_of, part_path
-from sif_batch.quantizer import NEIGHBOURS, Quantizer, QuantizerSpec, encode_rows, load_quantizer, normalise, reduce
+from sif_batch.quantizer import Quantizer, load_quantizer
+from sif_batch.recall import NEIGHBOURS
+from sif_batch.rows import encode_rows, exact_squared_distances, row_type
+from sif_batch.shapes import QuantizerSpec
 from sif_batch.storage import Store, digest
 
+ROUGHLY = 1e-4  # relative error of a squared distance in float32, with room
 CODES_SCHEMA = pa.schema(
     [
         ("row", pa.uint16()),
         ("code", pa.binary()),
         ("rerank", pa.binary()),
+        ("length", pa.float32()),
+        ("likeness", pa.uint64()),
         ("near_query", pa.list_(pa.uint16())),
         ("near_distance", pa.list_(pa.float32())),
     ]
@@ -34,15 +42,21 @@ def codes_path(quantizer_id: str, part: str) -> str:
 def quantize_part(report: Callable[[Any], None], root: str, quantizer: str, part: str) -> int:
     """Make the codes of one part, unless they stand. Runs in the child. Returns the number of rows.
 
-    A row of codes: the row's number in the part, cell and code as faiss writes them, the row for re-ranking, and
-    the held-out queries that it is among the 2k nearest of, with the squared distance of unit vectors.
+    A row of codes: the row's number in the part, cell and code as faiss writes them, the row for re-ranking, the
+    vector's length (negative: all its numbers are equal) and a digest of it, and the held-out queries that it is near
+    to, with the squared distance of compared vectors.
     """
     store = Store(root)
     if store.exists(codes_path(quantizer, part)):
         return 0
     trained = _cached_quantizer(root, quantizer)
     data = store.read(part_path(trained.spec.encoder, part))
-    numbers, vectors = embeddings_of(data, part)
+    numbers, vectors = embeddings_of(data, part, trained.spec.encoder)
+    if len(vectors) and vectors.shape[1] != trained.spec.dimension:
+        raise SifBatchError(
+            f"part {part} holds vectors of {vectors.shape[1]} dimensions, the quantizer takes {trained.spec.dimension}",
+            remedy="remove that file; the next run embeds its images again",
+        )
     store.create(codes_path(quantizer, part), encode_codes(trained, numbers, vectors, digest(data)))
     report(part)
     return len(numbers)
@@ -55,25 +69,35 @@ def _cached_quantizer(root: str, name: str) -> Quantizer:
 
 def encode_codes(quantizer: Quantizer, numbers: np.ndarray, vectors: np.ndarray, part_sha256: str) -> bytes:
     """The codes file of a part: numbers (n,) uint16, vectors (n, d) float16."""
-    x = normalise(vectors) if len(vectors) else np.empty((0, quantizer.spec.dimension))
-    if x.shape[1] != quantizer.spec.dimension:
-        raise SifBatchError(f"a part holds vectors of {x.shape[1]} dimensions, expected {quantizer.spec.dimension}")
-    codes = np.empty((len(x), 0), np.uint8)
-    if quantizer.ivf is not None:
-        assert quantizer.mean is not None and quantizer.components is not None
-        reduced = reduce(x, quantizer.mean, quantizer.components)
-        codes = in_blocks(reduced, quantizer.ivf.sa_encode, np.float32)
-    near_query, near_distance = _near(quantizer.queries, x)
-    table = pa.table(
-        [
-            pa.array(numbers, pa.uint16()),
-            _binary_column(codes),
-            _binary_column(encode_rows(x, quantizer.spec.rows)),
-            near_query,
-            near_distance,
-        ],
-        schema=CODES_SCHEMA.with_metadata({b"part_sha256": part_sha256.encode()}),
-    )
+    spec = quantizer.spec
+    vectors = vectors.reshape(len(numbers), spec.dimension)
+    y = quantizer.transform.apply(vectors)
+    codes = np.empty((len(y), 0), np.uint8)
+    if quantizer.index is not None:
+        codes = in_blocks(quantizer.reduce(y), encoder_of(quantizer.index).sa_encode, np.float32)
+    kept = encode_rows(quantizer.kept(y), spec.rows, spec.unit_rows)
+    return encode_table(numbers, codes, kept, _lengths(vectors), _likeness(vectors), _near(quantizer, y), part_sha256)
+
+
+def encode_table(
+    numbers: np.ndarray,
+    codes: np.ndarray,
+    kept: np.ndarray,
+    lengths: np.ndarray,
+    likeness: np.ndarray,
+    near: tuple[pa.Array, pa.Array],
+    part_sha256: str,
+) -> bytes:
+    """CODES_SCHEMA's columns as a file. numbers, lengths, likeness: (n,), codes: (n, c), kept: (n, w), near: lists."""
+    columns = [
+        pa.array(numbers, pa.uint16()),
+        _binary_column(codes),
+        _binary_column(kept),
+        pa.array(lengths, pa.float32()),
+        pa.array(likeness, pa.uint64()),
+        *near,
+    ]
+    table = pa.table(columns, schema=CODES_SCHEMA.with_metadata({b"part_sha256": part_sha256.encode()}))
     sink = io.BytesIO()
     pq.write_table(
         table, sink, compression="none", use_dictionary=False, write_statistics=False, write_page_checksum=True
@@ -81,25 +105,56 @@ def encode_codes(quantizer: Quantizer, numbers: np.ndarray, vectors: np.ndarray,
     return sink.getvalue()
 
 
-def query_distances(queries: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Squared distances of unit vectors: queries (q, d) any scale, x (n, d) normalised float64. (n, q) float32."""
-    return np.maximum(2 - 2 * project(x, normalise(queries).T), 0)
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """(n,) float32: Euclidean lengths, negative where all numbers of a vector are equal."""
+    x = vectors.astype(np.float64)
+    length = np.sqrt((x * x).sum(axis=1))
+    constant = (vectors == vectors[:, :1]).all(axis=1)
+    return np.where(constant, -length, length).astype(np.float32)
 
 
-def _near(queries: np.ndarray, x: np.ndarray) -> tuple[pa.Array, pa.Array]:
-    """For each row the queries that it is among the 2k nearest of; ties go to the earlier row."""
-    kept = min(2 * NEIGHBOURS, len(x))
-    distances = query_distances(queries, x).T if len(x) and len(queries) else np.empty((0, len(x)), np.float32)
-    rows = np.argsort(distances, axis=1, kind="stable")[:, :kept]
-    query = np.repeat(np.arange(len(distances)), kept)
-    row = rows.ravel()
-    order = np.lexsort((query, row))
-    query, row = query[order], row[order]
-    offsets = np.searchsorted(row, np.arange(len(x) + 1)).astype(np.int32)
-    values = distances[query, row]
+def _likeness(vectors: np.ndarray) -> np.ndarray:
+    """(n,) uint64: equal for equal vectors."""
+    digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in np.ascontiguousarray(vectors)]
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def query_distances(quantizer: Quantizer, query: int, y: np.ndarray) -> np.ndarray:
+    """From a held-out query to compared vectors, (n, d) float64: squared distances, (n,) float32, each its own bits."""
+    return exact_squared_distances(y, quantizer.asked[query], quantizer.transform.unit).astype(np.float32)
+
+
+def _near(quantizer: Quantizer, y: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    """For each row the queries within whose radius it lies, of the 2k nearest of the part; ties go to the earlier row.
+
+    A product in float32 finds the rows worth a look; these are measured exactly.
+    """
+    queries, rows, distances = [], [], []
+    if len(y) and len(quantizer.queries):
+        x32, q32 = y.astype(np.float32), quantizer.asked.astype(np.float32)
+        lengths = np.einsum("ij,ij->i", x32, x32), np.einsum("ij,ij->i", q32, q32)[:, None]
+        scale = lengths[0] + lengths[1]
+        rough = scale - 2 * (q32 @ x32.T) - ROUGHLY * scale
+        for query in np.flatnonzero((rough <= quantizer.radii[:, None]).any(axis=1)).tolist():
+            looked = np.flatnonzero(rough[query] <= quantizer.radii[query])
+            if len(looked) > 2 * NEIGHBOURS:
+                margin = 2 * ROUGHLY * float(scale[query].max())
+                edge = np.partition(rough[query, looked], 2 * NEIGHBOURS - 1)[2 * NEIGHBOURS - 1]
+                looked = looked[rough[query, looked] <= edge + margin]
+            apart = query_distances(quantizer, query, y[looked])
+            kept = np.flatnonzero(apart <= quantizer.radii[query])
+            kept = kept[np.argsort(apart[kept], kind="stable")[: 2 * NEIGHBOURS]]
+            queries.append(np.full(len(kept), query))
+            rows.append(looked[kept])
+            distances.append(apart[kept])
+    asked = np.concatenate(queries) if queries else np.empty(0, np.int64)
+    row = np.concatenate(rows) if rows else np.empty(0, np.int64)
+    values = np.concatenate(distances) if distances else np.empty(0, np.float32)
+    order = np.lexsort((asked, row))
+    offsets = pa.array(np.searchsorted(row[order], np.arange(len(y) + 1)).astype(np.int32))
     return (
-        pa.ListArray.from_arrays(pa.array(offsets), pa.array(query, pa.uint16())),
-        pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.float32())),
+        pa.ListArray.from_arrays(offsets, pa.array(asked[order], pa.uint16())),
+        pa.ListArray.from_arrays(offsets, pa.array(values[order], pa.float32())),
     )
 
 
@@ -115,14 +170,16 @@ def _binary_column(values: np.ndarray) -> pa.Array:
 
 @dataclass(frozen=True)
 class Codes:
-    """The codes of a part. numbers: (n,) rows of the part, code: (n, c) uint8, rerank: (n, d) rows as kept.
+    """The codes of a part. numbers: (n,) rows of the part, code: (n, c) uint8, rerank: (n, w) rows as kept.
 
-    near: (m, 2) uint16 of (place in numbers, query), near_distance: (m,) float32.
+    lengths, likeness: (n,); near: (m, 2) uint16 of (place in numbers, query), near_distance: (m,) float32.
     """
 
     numbers: np.ndarray
     code: np.ndarray
     rerank: np.ndarray
+    lengths: np.ndarray
+    likeness: np.ndarray
     near: np.ndarray
     near_distance: np.ndarray
 
@@ -131,20 +188,24 @@ def read_codes(store: Store, spec: QuantizerSpec, quantizer_id: str, part: str) 
     """The codes of a part under a quantizer. A damaged file raises SifBatchError."""
     path = codes_path(quantizer_id, part)
     try:
-        table = pq.read_table(io.BytesIO(store.read(path)), page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as error:
+        file = pq.ParquetFile(io.BytesIO(store.read(path)), page_checksum_verification=True)
+        table = file.read(use_threads=False)
+        n = len(table)
+        code, rerank = (_bytes_of(table[name].combine_chunks()) for name in ("code", "rerank"))
+        near = table["near_query"].combine_chunks()
+        place = np.repeat(np.arange(n, dtype=np.uint16), np.diff(near.offsets.to_numpy()))
+        kind = row_type(spec.rows)
+        return Codes(
+            table["row"].to_numpy(),
+            code.reshape(n, -1) if n else np.empty((0, 0), np.uint8),
+            rerank.view(kind).reshape(n, spec.row_bytes // kind.itemsize),
+            table["length"].to_numpy(),
+            table["likeness"].to_numpy(),
+            np.stack([place, near.flatten().to_numpy()], axis=1),
+            table["near_distance"].combine_chunks().flatten().to_numpy(),
+        )
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise SifBatchError(f"{path} is damaged ({error})", remedy="remove that file and run again") from error
-    n = len(table)
-    code, rerank = (_bytes_of(table[name].combine_chunks()) for name in ("code", "rerank"))
-    near = table["near_query"].combine_chunks()
-    place = np.repeat(np.arange(n, dtype=np.uint16), np.diff(near.offsets.to_numpy()))
-    return Codes(
-        table["row"].to_numpy(),
-        code.reshape(n, -1) if n else np.empty((0, 0), np.uint8),
-        rerank.view(np.dtype(spec.rows)).reshape(n, spec.dimension),
-        np.stack([place, near.flatten().to_numpy()], axis=1),
-        table["near_distance"].combine_chunks().flatten().to_numpy(),
-    )
 
 
 def _bytes_of(column: pa.Array) -> np.ndarray:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 LAYOUT = 1
-Family = Literal["auto", "flat", "ivf-pq"]
+Family = Literal["auto", "flat", "ivf-flat", "ivf-pq", "ivf-rabitq", "hnsw"]
+Metric = Literal["cosine", "euclidean", "pearson"]
 
 
 class SifBatchError(ValueError):
@@ -53,17 +54,31 @@ class Source(Frozen):
 
 
 class IndexSettings(Frozen):
-    """What decides the bytes of an index, beside the vectors."""
+    """What decides the bytes of an index, beside the vectors: kind, similarity and targets.
+
+    recall: of the k nearest, the share that a query is to find; bits: of a code's number (ivf-pq: 4 or 8, ivf-flat:
+    8 or 32); power: signed square root first; whitening: exponent, 0 none, 1 full. None: no limit, or the default.
+    """
 
     family: Family = "auto"
-    metric: Literal["cosine"] = "cosine"
+    metric: Metric = "cosine"
+    power: bool = False
+    whitening: float = Field(default=0.0, ge=0, le=1)
+    recall: float = Field(default=0.95, gt=0, lt=1)
+    k: int = Field(default=10, ge=1, le=100)
+    bits: Literal[4, 8, 32] | None = None
+    max_bytes_per_row: int | None = Field(default=None, ge=1)
+    max_query_ms: float | None = Field(default=None, gt=0)
 
 
 class GateSettings(Frozen):
-    """What a candidate must show before it is published."""
+    """What a candidate must show before it is published, beside the recall that the index is asked for.
+
+    max_shrink: the share of the last release's images that may be gone.
+    """
 
     max_failures: float = Field(default=0.05, ge=0, le=1)
-    min_recall: float = Field(default=0.9, ge=0, le=1)
+    max_shrink: float = Field(default=0.5, ge=0, le=1)
     enabled: bool = True
 
 

@@ -1,149 +1,171 @@
 """The gate: nothing is published that was not measured on held-out queries against exact neighbours."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from sif_batch.codes import query_distances
+from sif_batch.assembly import Assembled
 from sif_batch.config import GateSettings
-from sif_batch.parts import read_embeddings
-from sif_batch.quantizer import NEIGHBOURS, Quantizer, normalise
-from sif_batch.query import Index, OperatingPoint
-from sif_batch.release import Placed
-from sif_batch.storage import Store
+from sif_batch.quantizer import Quantizer
+from sif_batch.query import Index
+from sif_batch.recall import TIE, Truth, lower_and_upper, shares
+from sif_batch.sample import HELD_OUT_FROM
+from sif_batch.segments import OperatingPoint
+from sif_batch.sources.names import hash_of
 
-K = 10
-TARGET_RECALL = 0.95  # what the operating point is chosen for; the gate itself asks for less
-RERANK = 200
-SCANNED_AT_LEAST = 4096
+CUTS = (1, 10, 100)
+FRESH = 32  # new rows that are asked with too
 BLOCK = 65_536
-TIE = 1e-6  # relative: distances this near count as equal
+MAX_CONSTANT = 0.05
+MAX_ALIKE = 0.9
+FEWEST_ALIKE = 10  # images
 
 
-@dataclass(frozen=True)
-class Truth:
-    """The exact nearest live rows of each held-out query, nearest first, the query itself left out.
+def ask(
+    index: Index, quantizer: Quantizer, truth: Truth, point: OperatingPoint | None, k: int = 10
+) -> list[np.ndarray]:
+    """The k rows that the release gives for each held-out query, best first."""
+    return [rows for rows, _ in index.ranked(quantizer.queries.astype(np.float32), k, truth.own, point)]
 
-    rows: one (m,) int64 array of release rows a query, all as near as the K-th among them; distances: the same,
-    squared distances of unit vectors; own: (q,) the query's own row in the release, -1 when it is not in it.
+
+def measure_recall(
+    index: Index, quantizer: Quantizer, truth: Truth, point: OperatingPoint | None, k: int, target: float
+) -> dict[str, Any]:
+    """Recall at 1, 10, 100 and k as a user gets it, with the bounds that a bootstrap over the queries gives.
+
+    dimension_cut: what is lost, in the training sample, by putting rows in order at the dimensions that they are kept
+    at (by their codes' where none are kept), before anything is rounded.
     """
-
-    rows: list[np.ndarray]
-    distances: list[np.ndarray]
-    own: np.ndarray
-
-
-def exact_neighbours(
-    store: Store, quantizer: Quantizer, parts: Sequence[str], placed: Sequence[Placed], own: np.ndarray
-) -> Truth:
-    """Merge the neighbours that each part keeps, and look again into a part whose list may have been too short.
-
-    parts: the names of the parts that `placed` is about; own: see Truth.
-    """
-    count = len(quantizer.queries)
-    rows: list[list[np.ndarray]] = [[] for _ in range(count)]
-    distances: list[list[np.ndarray]] = [[] for _ in range(count)]
-    last = np.full((count, len(placed)), np.inf, np.float32)  # where a part's list breaks off
-    for number, part in enumerate(placed):
-        order = np.argsort(part.near[:, 1], kind="stable")
-        bounds = np.searchsorted(part.near[order, 1], np.arange(count + 1))
-        for query in range(count):
-            at = order[bounds[query] : bounds[query + 1]]
-            if len(at) < len(part.released):
-                last[query, number] = part.near_distance[at].max(initial=0)
-            live = part.released[part.near[at, 0]]
-            rows[query].append(live[live >= 0])
-            distances[query].append(part.near_distance[at][live >= 0])
-    merged = [_merge(r, d, o) for r, d, o in zip(rows, distances, own, strict=True)]
-    short = np.array([max(d[NEIGHBOURS - 1], nearly(d, K)) if len(d) >= NEIGHBOURS else np.inf for _, d in merged])
-    for number in np.flatnonzero((last < short[:, None]).any(axis=0)).tolist():
-        again = np.flatnonzero(last[:, number] < short)
-        released = placed[number].released
-        _, vectors = read_embeddings(store, quantizer.spec.encoder, parts[number])
-        exact = query_distances(quantizer.queries[again], normalise(vectors))
-        for place, query in enumerate(again.tolist()):
-            rows[query][number] = released[released >= 0]
-            distances[query][number] = exact[released >= 0, place]
-            merged[query] = _merge(rows[query], distances[query], own[query])
-    return Truth([r for r, _ in merged], [d for _, d in merged], own)
+    figures: dict[str, Any] = {"k": k, "target": target, "queries": 0, "interval": {}}
+    deep = {cut: ask(index, quantizer, truth, point, cut) for cut in sorted({*CUTS[1:], k})}
+    for cut in sorted({*CUTS, k}):
+        values = shares(truth, deep[max(cut, min(deep))] if cut not in deep else deep[cut], cut)
+        figures["queries"] = len(values)
+        figures[f"at_{cut}"] = round(float(values.mean()), 4) if len(values) else None
+        if len(values):
+            figures["interval"][f"at_{cut}"] = [round(bound, 4) for bound in lower_and_upper(values)]
+    prospect, spec = quantizer.record.prospect, quantizer.spec
+    seen = prospect.kept if spec.row_dimension else prospect.reduced if spec.rows == "none" else 1.0
+    figures["dimension_cut"] = None if seen is None else round(1 - seen, 4)
+    return figures
 
 
-def _merge(rows: list[np.ndarray], distances: list[np.ndarray], own: int) -> tuple[np.ndarray, np.ndarray]:
-    row, distance = np.concatenate(rows), np.concatenate(distances)
-    order = np.lexsort((row, distance))
-    order = order[row[order] != own]
-    ties = np.searchsorted(distance[order], nearly(distance[order], K), side="right")
-    order = order[: max(2 * NEIGHBOURS, ties)]  # of many copies of one image each is as right as the others
-    return row[order], distance[order]
+def fresh_rows(quantizer: Quantizer, hashes: np.ndarray, keys: pa.ChunkedArray) -> np.ndarray:
+    """Rows of the held-out band that came after training, FRESH at most: above the lowest of the frozen queries, and
+    none of them. hashes, keys: of the release's rows."""
+    if not quantizer.query_keys:
+        return np.empty(0, np.int64)
+    lowest = max(min(hash_of(key) for key in quantizer.query_keys), HELD_OUT_FROM)
+    first = int(np.searchsorted(hashes, np.uint64(lowest)))
+    frozen = pc.is_in(keys.slice(first), pa.array(quantizer.query_keys, keys.type))
+    return first + np.flatnonzero(~frozen.to_numpy())[:FRESH]
 
 
-def nearly(distances: np.ndarray, k: int) -> float:
-    """How far a row may be to count as near as the k-th. distances: rising, (n,) float32."""
-    return float(distances[min(k, len(distances)) - 1]) * (1 + TIE) + TIE if len(distances) else 0.0
-
-
-def recall(truth: Truth, found: Sequence[np.ndarray], k: int = K) -> float | None:
-    """The mean share of the k nearest that were found, counted by distance: an equally near row is as good.
-
-    None where there is no query with a neighbour.
-    """
-    shares = []
-    for rows, distances, got in zip(truth.rows, truth.distances, found, strict=True):
-        wanted = min(k, len(rows))
-        if wanted:
-            near_enough = rows[distances <= nearly(distances, k)]
-            shares.append(min(wanted, int(np.isin(got[:k], near_enough).sum())) / wanted)
-    return float(np.mean(shares)) if shares else None
-
-
-def choose_point(index: Index, quantizer: Quantizer, truth: Truth) -> OperatingPoint | None:
-    """The fewest cells, doubling, whose recall meets the target; all cells if none does. None: exact.
-
-    It begins where a query scans `SCANNED_AT_LEAST` codes: to scan fewer saves no time that anyone can measure.
-    """
-    cells = quantizer.spec.cells
-    if not cells:
+def measure_fresh(index: Index, rows: np.ndarray, k: int, point: OperatingPoint | None) -> dict[str, Any] | None:
+    """Recall@k of new rows against all kept rows. None where there are none, or no rows are kept."""
+    if not len(rows) or not index.segments.keeps_rows or index.spec.family == "flat":
         return None
-    rerank = min(len(index), RERANK)
-    fewest = min(cells, math.ceil(SCANNED_AT_LEAST * cells / max(1, len(index))))
-    tried = sorted({min(fewest * 2**i, cells) for i in range(cells.bit_length() + 1)})
-    for probed in tried:
-        point = OperatingPoint(probed, rerank)
-        reached = recall(truth, ask(index, quantizer, truth, point))
-        if reached is not None and reached >= TARGET_RECALL:
-            return point
-    return OperatingPoint(cells, rerank)
+    exact = index.segments.scan(index.kept_view(index.vectors_of(rows).astype(np.float64)), k + 1, False)
+    values = []
+    for row, (near, apart), (found, _) in zip(rows, exact, index.neighbours_of(rows, k, point), strict=True):
+        apart = apart[near != row][:k]
+        if len(apart):
+            query = index.kept_view(index.vectors_of(np.array([row])).astype(np.float64))[0]
+            got = index.segments.exact_distances(query, found)
+            values.append(min(1.0, float((got <= apart[-1] * (1 + TIE) + TIE).sum()) / len(apart)))
+    if not values:
+        return None
+    low, high = lower_and_upper(np.array(values))
+    return {
+        f"at_{k}": round(float(np.mean(values)), 4),
+        "interval": [round(low, 4), round(high, 4)],
+        "queries": len(values),
+    }
 
 
-def ask(index: Index, quantizer: Quantizer, truth: Truth, point: OperatingPoint | None) -> list[np.ndarray]:
-    """The K rows that the release gives for each held-out query, best first."""
-    return [rows for rows, _ in index.ranked(quantizer.queries.astype(np.float32), K, truth.own, point)]
+def check_sanity(assembled: Assembled, sha256: pa.ChunkedArray) -> dict[str, Any]:
+    """What the vectors look like: how many are constant (all numbers equal, zero among them); of a sample the least,
+    median and greatest length, and how many different images, at most, share one vector.
+
+    sha256: of the images, in order of release rows.
+    """
+    lengths = np.abs(assembled.lengths)
+    quantiles = np.quantile(lengths, [0, 0.5, 1]) if len(lengths) else np.zeros(3)
+    alike = images = 0
+    if len(lengths):
+        likeness = assembled.likeness
+        images = int(pc.count_distinct(sha256.slice(0, len(likeness))).as_py())
+        values, counts = np.unique(likeness, return_counts=True)
+        same = np.flatnonzero(likeness == values[counts.argmax()])
+        alike = int(pc.count_distinct(sha256.take(pa.array(same))).as_py())
+    return {
+        "lengths": [float(f"{value:.4g}") for value in quantiles],
+        "constant": assembled.constant,
+        "alike": alike,
+        "of_images": images,
+    }
 
 
-def judge(settings: GateSettings, manifest: dict[str, Any]) -> list[str]:
-    """Why a sealed candidate may not be published; empty when it may."""
+def judge(
+    settings: GateSettings, manifest: dict[str, Any], parent_rows: int | None = None, query_ms: float | None = None
+) -> list[str]:
+    """Why a sealed candidate may not be published; empty when it may. parent_rows: of the last release."""
     reasons = []
-    listed, failed = manifest["listed"], manifest["failed"]
+    listed, failed, rows = manifest["listed"], manifest["failed"], manifest["rows"]
     if failed > settings.max_failures * listed:
         reasons.append(
             f"{failed} of {listed} images failed ({failed / listed:.1%}), --max-failures is {settings.max_failures:g}"
         )
-    measured = manifest["recall"]["at_10"]
-    if measured is not None and measured < settings.min_recall:
-        reasons.append(f"recall@10 is {measured:g}, at least {settings.min_recall:g} is asked for")
+    reasons += _judge_recall(manifest["recall"])
     if not manifest["finite"]:
         reasons.append("some vectors are not finite")
+    sanity = manifest["sanity"]
+    if sanity["constant"] > max(1, MAX_CONSTANT * rows):
+        reasons.append(f"{sanity['constant']} of {rows} vectors hold one number over and over: check the encoder")
+    if sanity["alike"] >= FEWEST_ALIKE and sanity["alike"] > MAX_ALIKE * sanity["of_images"]:
+        reasons.append(
+            f"{sanity['alike']} of {sanity['of_images']} different images have the same vector: check the encoder"
+        )
+    if parent_rows and rows < (1 - settings.max_shrink) * parent_rows:
+        reasons.append(
+            f"{rows} images, the last release has {parent_rows} ({1 - rows / parent_rows:.1%} fewer), --max-shrink is "
+            f"{settings.max_shrink:g}"
+        )
+    limit = manifest["settings"].get("max_query_ms")
+    if limit and query_ms and query_ms > limit:
+        reasons.append(_too_slow(manifest, query_ms, limit))
     return reasons
 
 
+def _judge_recall(recall: dict[str, Any]) -> list[str]:
+    """Recall is too low where its upper bound is: a few queries prove nothing."""
+    name, target = f"at_{recall['k']}", recall["target"]
+    asked = f"--recall {target:g} is asked for"
+    reasons = []
+    if recall[name] is not None and recall["interval"][name][1] < target:
+        low, high = recall["interval"][name]
+        reasons.append(f"recall@{recall['k']} is {recall[name]:g} ({low:g} to {high:g}), {asked}")
+    fresh = recall.get("fresh")
+    if fresh and fresh["interval"][1] < target:
+        reasons.append(f"recall@{recall['k']} of {fresh['queries']} new images is {fresh[name]:g}, {asked}")
+    return reasons
+
+
+def _too_slow(manifest: dict[str, Any], query_ms: float, limit: float) -> str:
+    wanted = manifest["codes_scanned"] * limit / query_ms
+    had = [point["recall"] for point in manifest.get("curve", []) if point["codes_scanned"] <= wanted]
+    offer = f", about recall {max(had):g} can be had in that" if had else ""
+    return f"a query takes {query_ms:.2f} ms, --max-query-ms is {limit:g}{offer}"
+
+
 def all_finite(index: Index) -> bool:
-    """Whether every kept row is finite; rows of integers are."""
-    return all(
-        bool(np.isfinite(rows[start : start + BLOCK]).all())
-        for rows in index.kept_rows()
-        if rows.dtype.kind == "f"
-        for start in range(0, len(rows), BLOCK)
-    )
+    """Whether every kept row is finite; rows of integers are, but for their factor."""
+    return all(_finite(rows[at : at + BLOCK]) for rows in index.kept_rows() for at in range(0, len(rows), BLOCK))
+
+
+def _finite(rows: np.ndarray) -> bool:
+    if rows.dtype.kind == "f":
+        return bool(np.isfinite(rows).all())
+    return bool(np.isfinite(np.ascontiguousarray(rows[:, -4:]).view(np.float32)).all())

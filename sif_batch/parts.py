@@ -101,14 +101,26 @@ def read_light(file: BinaryIO, part: str) -> pa.Table:
 
 def read_embeddings(store: Store, encoder_id: str, part: str) -> tuple[np.ndarray, np.ndarray]:
     """The part's good rows: their numbers, (n,) uint16, and embeddings, (n, d) float16."""
-    return embeddings_of(store.read(part_path(encoder_id, part)), part)
+    return embeddings_of(store.read(part_path(encoder_id, part)), part, encoder_id)
 
 
-def embeddings_of(data: bytes, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """As `read_embeddings`, from the part's bytes. A damaged part raises SifBatchError."""
-    column = read_columns(io.BytesIO(data), part, ["embedding"])["embedding"].combine_chunks()
+def embeddings_of(data: bytes, part: str, encoder_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_embeddings`, from the part's bytes. A damaged part, or one of another encoder, raises SifBatchError."""
+    table = read_columns(io.BytesIO(data), part, ["embedding"])
+    made_by = (table.schema.metadata or {}).get(b"encoder", b"none").decode()
+    if made_by != encoder_id:
+        raise SifBatchError(
+            f"part {part} is of the encoder {made_by}, not of {encoder_id}",
+            remedy="remove that file; the next run embeds its images again",
+        )
+    column = table["embedding"].combine_chunks()
     good = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False)).astype(np.uint16)
     values = column.flatten().to_numpy()
+    if len(good) and len(values) % len(good):
+        raise SifBatchError(
+            f"part {part} holds vectors of several dimensions",
+            remedy="remove that file; the next run embeds its images again",
+        )
     vectors = values.reshape(len(good), -1) if len(good) else np.empty((0, 0), np.float16)
     if not np.isfinite(vectors).all():
         raise SifBatchError(f"part {part} holds vectors that are not finite", remedy="remove that file and run again")

@@ -6,6 +6,7 @@ for hit in index.search(image="query.jpg", k=10):
     print(hit.uri, hit.similarity)
 """
 
+import bisect
 import functools
 import math
 import os
@@ -26,42 +27,29 @@ from sif_batch.encoders.spec import in_float
 from sif_batch.failures import ImageError
 from sif_batch.history import read_top
 from sif_batch.images import MAX_BYTES, checked_rgb
-from sif_batch.kernels import computes_int8, import_faiss, project
-from sif_batch.quantizer import normalise
-from sif_batch.release import MANIFEST, check_release, damaged
+from sif_batch.kernels import computes_int8, import_faiss
+from sif_batch.quantizer import ARRAYS, transform_of
+from sif_batch.release import MANIFEST, check_release, damaged, shape_of
+from sif_batch.rows import row_type, vectors_of_rows
+from sif_batch.segments import OperatingPoint, Ranked, Segment, Segments
 from sif_batch.sources.names import hash_of, local_of
 from sif_batch.storage import Store, digest, open_filesystem, sha256_of
+from sif_batch.transform import SIMILARITY
 
-BLOCK = 8192
 SCORES_AT_ONCE = 2**24  # ranked rows in memory: queries x k
-SPARE = 32  # rows beyond k that a rough comparison keeps, so that rounding and ties decide nothing
 PER_HIT = 4  # codes scanned and rows re-ranked for each hit asked for, where that is more than the operating point
 PLAIN = ("key", "hash", "uri", "sha256")  # what is no column of a hit
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An image of the release: similarity is the cosine, 1 for the same direction; columns: what is known of it."""
+    """An image of the release: similarity is the cosine or correlation, or of the metric euclidean 1 / (1 + distance),
+    so 1 for the same vector; columns: what is known of it."""
 
     key: str
     uri: str
     similarity: float
     columns: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """How hard to look: cells probed in each segment, and candidates re-ranked from the rows kept."""
-
-    cells: int
-    rerank: int
-
-
-@dataclass(frozen=True)
-class _Segment:
-    start: int
-    rows: np.ndarray  # (n, d) as kept, mapped
-    ivf: Any  # faiss index, None: exact
 
 
 class Index:
@@ -74,21 +62,55 @@ class Index:
         self._place: str | None = None  # where it was opened
         self._copies = None if store.local else tempfile.TemporaryDirectory(prefix="sif-batch-")
         local = self._local
-        quantizer = manifest["quantizer"]
-        self._exact = quantizer["family"] == "flat"
-        self._cells = quantizer["cells"]
-        if not self._exact:
-            self._mean, self._components = (np.load(local(f"quantizer/{n}.npy")) for n in ("mean", "components"))
-        self._segments = []
-        start = 0
+        self.spec = shape_of(manifest)
+        trained = self.spec.family != "flat" or self.spec.whitening or self.spec.row_dimension
+        arrays = [np.load(self._checked(f"quantizer/{name}.npy")) for name in ARRAYS] if trained else []
+        self.transform = transform_of(self.spec, *arrays)
+        self._reducer = None
+        if self.spec.reduced and not self.spec.whitening:
+            matrix = self.transform.components[:, : self.spec.reduced]  # type: ignore[index]
+            self._reducer = matrix.astype(np.float32), (self.transform.mean @ matrix).astype(np.float32)
+        opened, start = [], 0
         for number in range(manifest["segments"]):
-            rows = np.load(local(f"segments/{number:03d}/rows.npy"), mmap_mode="r")
-            ivf = None if self._exact else self._read_ivf(f"segments/{number:03d}/index.faiss")
-            self._segments.append(_Segment(start, rows, ivf))
-            start += len(rows)
-        self._images = pa.ipc.open_file(pa.memory_map(str(local("images.arrow")))).read_all()
-        self._hashes = self._images["hash"].to_numpy()
+            segment = self._open_segment(f"segments/{number:03d}", start)
+            opened.append(segment)
+            start += segment.size
+        self.segments = Segments(opened, self.spec.unit_rows, self.spec.kept_dimension)
+        self._open_images(local("images.arrow"))
+        if start != manifest["rows"] or len(self) != start:
+            raise ValueError(f"{start} rows in segments, {len(self)} images, {manifest['rows']} in release.json")
         self.point = OperatingPoint(**manifest["operating_point"]) if manifest.get("operating_point") else None
+
+    def _open_segment(self, folder: str, start: int) -> Segment:
+        index: Any = None if self.spec.family == "flat" else self._read_index(f"{folder}/index.faiss")
+        if self.spec.rows == "none":
+            return Segment(start, int(index.ntotal), None, index)
+        path = self._local(f"{folder}/rows.npy")
+        rows = np.load(path, mmap_mode="r" if path.stat().st_size > 128 else None)
+        kind = row_type(self.spec.rows)
+        if rows.dtype != kind or rows.shape[1:] != (self.spec.row_bytes // kind.itemsize,):
+            raise ValueError(f"{folder}/rows.npy holds {rows.shape} of {rows.dtype}")
+        if index is not None and index.ntotal != len(rows):
+            raise ValueError(f"{folder}: {index.ntotal} codes, {len(rows)} rows")
+        return Segment(start, len(rows), np.asarray(rows), index)
+
+    def _open_images(self, path: Path) -> None:
+        """Map images.arrow; what its batches hold is checked as each is first looked at."""
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._batches = [file.get_batch(number) for number in range(file.num_record_batches)]
+        self._batch_starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
+        self._schema: pa.Schema = file.schema
+        self._sound: set[int] = set()
+
+    def _batch(self, number: int) -> pa.RecordBatch:
+        """A batch of images. Damaged offsets in it would end the process when they are followed."""
+        if number not in self._sound:
+            try:
+                self._batches[number].validate(full=True)
+            except pa.ArrowException as error:
+                raise damaged(self._path("images.arrow")) from error
+            self._sound.add(number)
+        return self._batches[number]
 
     @staticmethod
     def open(url: str | os.PathLike[str]) -> "Index":
@@ -105,7 +127,7 @@ class Index:
             if find_release(os.fspath(url))[1] != folder:  # another was published, and this one removed, meanwhile
                 return Index.open(url)
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        except Exception as error:  # whatever a damaged file makes its reader raise
             raise SifBatchError(
                 f"{store.path(folder)}: the release is damaged ({type(error).__name__}: {error})",
                 remedy="sif-batch verify lists all damage; open an older release or run again",
@@ -122,11 +144,11 @@ class Index:
         return self if folder == self._folder else Index.open(self._place)
 
     def __len__(self) -> int:
-        return int(self.manifest["rows"])
+        return int(self._batch_starts[-1])
 
     @property
     def dimension(self) -> int:
-        return int(self.manifest["quantizer"]["dimension"])
+        return self.spec.dimension
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -161,8 +183,7 @@ class Index:
         if images is not None:
             return [self._hits(*found) for found in self.ranked(self.embed(images), k)]
         if key is not None:
-            row = self.row_of(key)
-            return self._hits(*self.ranked(self.vectors_of(np.array([row])), k, np.array([row]))[0])
+            return self._hits(*self.neighbours_of(np.array([self.row_of(key)]), k)[0])
         vectors = self.embed([image]) if image is not None else np.asarray(vector, np.float32)[None]
         return self._hits(*self.ranked(vectors, k)[0])
 
@@ -172,7 +193,7 @@ class Index:
         ranked = self.ranked(np.asarray(x), k)
         keys, similarities = np.full((len(x), k), None, object), np.full((len(x), k), np.nan, np.float32)
         for i, (rows, found) in enumerate(ranked):
-            keys[i, : len(rows)] = self._images["key"].take(pa.array(rows)).to_pylist()
+            keys[i, : len(rows)] = self._take(rows, ["key"])["key"].to_pylist()
             similarities[i, : len(rows)] = found
         return keys, similarities
 
@@ -184,129 +205,121 @@ class Index:
 
     def row_of(self, key: str) -> int:
         """The row of an image by its key."""
-        wanted = np.uint64(hash_of(key))
-        for row in range(*(int(np.searchsorted(self._hashes, wanted, side)) for side in ("left", "right"))):  # type: ignore[call-overload]
-            if self._images["key"][row].as_py() == key:
-                return row
+        wanted = hash_of(key)
+        firsts = [batch["hash"][0].as_py() if len(batch) else 0 for batch in self._batches]
+        for number in range(max(0, bisect.bisect_left(firsts, wanted) - 1), bisect.bisect_right(firsts, wanted)):
+            batch = self._batch(number)
+            hashes = batch["hash"].to_numpy()
+            for place in np.flatnonzero(hashes == np.uint64(wanted)).tolist():
+                if batch["key"][place].as_py() == key:
+                    return int(self._batch_starts[number]) + place
         raise SifBatchError(
             f"no image of the release has the key {key!r}", remedy="keys look like source/folder/name.jpg"
         )
 
     def vectors_of(self, rows: np.ndarray) -> np.ndarray:
-        """The kept vectors of some rows at unit length: (n, dimension) float32."""
-        vectors = np.empty((len(rows), self.dimension), np.float32)
-        for segment in self._segments:
-            mine = np.flatnonzero((rows >= segment.start) & (rows < segment.start + len(segment.rows)))
-            vectors[mine] = _unit(segment.rows[rows[mine] - segment.start])
-        return vectors
+        """Some rows as they are compared: (n, ...) float32, of rows kept at fewer dimensions as far as these tell."""
+        if not self.segments.keeps_rows:
+            raise SifBatchError(
+                "this release keeps codes alone, no rows to ask with", remedy="ask with the image itself"
+            )
+        vectors = vectors_of_rows(self.segments.take(rows), self.spec.unit_rows)
+        return self.transform.restore(vectors).astype(np.float32) if self.spec.row_dimension else vectors
 
     def kept_rows(self) -> list[np.ndarray]:
-        """The rows kept for re-ranking, segment by segment, mapped."""
-        return [segment.rows for segment in self._segments]
+        """The rows kept for re-ranking, segment by segment, mapped; none where codes alone are kept."""
+        return [segment.rows for segment in self.segments.all if segment.rows is not None]
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of the images, in order of rows: key, uri, folder, ..."""
-        if name not in self._images.column_names:
-            has = [column for column in self._images.column_names if column not in PLAIN]
+        if name not in self._schema.names:
+            has = [column for column in self._schema.names if column not in PLAIN]
             raise SifBatchError(f"the release has no column {name!r}", remedy=f"it has: {', '.join(has)}")
-        return self._images[name]
+        batches = [self._batch(number) for number in range(len(self._batches))]
+        return pa.chunked_array([batch[name] for batch in batches], self._schema.field(name).type)
 
     def ranked(
         self, vectors: np.ndarray, k: int, without: np.ndarray | None = None, point: OperatingPoint | None = None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    ) -> Ranked:
         """For each vector the rows and similarities of its k nearest, best first, equal ones by row.
 
-        vectors: (n, dimension); without: (n,) a row to leave out for each, -1 for none; point: the operating point,
-        by default the release's.
+        vectors: (n, dimension), as the encoder gives them; without: (n,) a row to leave out for each, -1 for none;
+        point: the operating point, by default the release's.
         """
-        if k < 1:
-            raise SifBatchError(f"k is {k}, expected at least 1")
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise SifBatchError(f"a query has shape {vectors.shape[1:]}, expected ({self.dimension},)")
         if not np.isfinite(vectors).all():
             raise SifBatchError("a query vector is not finite")
-        queries = normalise(vectors).astype(np.float32)
-        without = np.full(len(queries), -1) if without is None else without
+        return self._ranked(self.transform.apply(vectors), k, without, point)
+
+    def neighbours_of(self, rows: np.ndarray, k: int, point: OperatingPoint | None = None) -> Ranked:
+        """As `ranked`, asked with some rows of the release, each left out of its own answer."""
+        return self._ranked(self.vectors_of(rows).astype(np.float64), k, rows, point)
+
+    def _ranked(self, y: np.ndarray, k: int, without: np.ndarray | None, point: OperatingPoint | None) -> Ranked:
+        """`ranked` for compared vectors, (n, ...) float64."""
+        if k < 1:
+            raise SifBatchError(f"k is {k}, expected at least 1")
+        if not len(self):
+            return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(y)
         wanted = min(k + 1, len(self))  # one more, for the row to leave out
         exhaustive, point = self._effort(wanted, point or self.point)
-        found = []
+        found: Ranked = []
         at_once = max(1, min(256, SCORES_AT_ONCE // wanted))
-        for start in range(0, len(queries), at_once):
-            block = queries[start : start + at_once]
-            ranked = self._scan(block, wanted) if exhaustive else self._probe(block, wanted, point)
-            for (rows, similarities), left_out in zip(ranked, without[start : start + at_once], strict=True):
-                kept = rows != left_out
-                found.append((rows[kept][:k], similarities[kept][:k]))
+        for start in range(0, len(y), at_once):
+            block = y[start : start + at_once]
+            queries = self.kept_view(block)
+            if exhaustive:
+                ranked = self.segments.scan(queries, wanted, PER_HIT * wanted >= len(self))
+            else:
+                ranked = self.segments.probe(self.reduced(block), queries, wanted, point)
+            for i, (rows, apart) in enumerate(ranked, start):
+                kept = slice(k) if without is None else np.flatnonzero(rows != without[i])[:k]
+                found.append((rows[kept], SIMILARITY[self.spec.metric](apart[kept]).astype(np.float32)))
         return found
+
+    def reduced(self, y: np.ndarray) -> np.ndarray:
+        """Compared vectors as codes are asked: (n, reduced) float32."""
+        if self._reducer is None:
+            return np.ascontiguousarray(y[:, : self.spec.reduced], np.float32)
+        matrix, offset = self._reducer
+        return y.astype(np.float32) @ matrix - offset
+
+    def kept_view(self, y: np.ndarray) -> np.ndarray:
+        """Compared vectors as kept rows are asked: (n, kept_dimension) float32."""
+        cut = self.spec.row_dimension
+        return self.transform.reduce(y, cut) if cut else y.astype(np.float32)
 
     def _effort(self, k: int, point: OperatingPoint | None) -> tuple[bool, OperatingPoint]:
         """Whether to compare with every row, and the operating point that k needs at least."""
-        if self._exact or point is None:
+        if self.spec.family == "flat" or (point is None and self.segments.keeps_rows):
             return True, OperatingPoint(0, 0)
-        rows = len(self)
-        cells = min(self._cells, max(point.cells, math.ceil(PER_HIT * k * self._cells / rows)))
+        rows, all_cells = len(self), self.spec.cells or len(self)
+        point = point or OperatingPoint(all_cells, rows)
+        cells = min(all_cells, max(point.cells, math.ceil(PER_HIT * k * all_cells / rows)))
         rerank = min(rows, max(point.rerank, PER_HIT * k))
-        return rerank == rows and cells == self._cells, OperatingPoint(cells, rerank)
+        return rerank == rows and cells == all_cells and self.segments.keeps_rows, OperatingPoint(cells, rerank)
 
-    def _scan(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Compare (n, d) queries with every kept row: all at once where most are wanted, else roughly first."""
-        at_once = PER_HIT * k >= len(self)
-        kept = k if at_once else k + SPARE
-        rows = np.empty((len(queries), 0), np.int64)
-        best = np.empty((len(queries), 0), np.float32)
-        for segment in self._segments:
-            for start in range(0, len(segment.rows), BLOCK):
-                unit = _unit(segment.rows[start : start + BLOCK])
-                similarities = project(unit, queries.T.astype(np.float64)).T if at_once else queries @ unit.T
-                numbers = np.arange(segment.start + start, segment.start + start + similarities.shape[1])
-                rows = np.hstack([rows, np.broadcast_to(numbers, similarities.shape)])
-                best = np.hstack([best, similarities])
-                if best.shape[1] > kept:
-                    top = np.argpartition(-best, kept - 1, axis=1)[:, :kept]
-                    rows, best = np.take_along_axis(rows, top, 1), np.take_along_axis(best, top, 1)
-        if not at_once:
-            best = np.stack([self._similarities(q, r) for q, r in zip(queries, rows, strict=True)])
-        ordered = (_in_order(r, s) for r, s in zip(rows, best, strict=True))
-        return [(r[:k], s[:k]) for r, s in ordered]
+    def codes_scanned(self, vectors: np.ndarray, point: OperatingPoint) -> float:
+        """The mean number of codes that a query compares with at an operating point. vectors: as for `ranked`."""
+        return self.segments.codes_scanned(self.reduced(self.transform.apply(vectors)), point)
 
-    def _similarities(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The query's similarity to some rows, (n,) float32, each one's bits independent of the others."""
-        return np.einsum("ij,j->i", self.vectors_of(rows).astype(np.float64), query.astype(np.float64)).astype(
-            np.float32
-        )
-
-    def _probe(self, queries: np.ndarray, k: int, point: OperatingPoint) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Ask the codes of each segment for candidates and re-rank these from the kept rows."""
-        faiss = import_faiss()
-        reduced = ((queries - self._mean) @ self._components).astype(np.float32)
-        found: list[list[np.ndarray]] = [[] for _ in queries]
-        for segment in self._segments:
-            candidates = min(point.rerank, len(segment.rows))
-            if not candidates:
-                continue
-            parameters = faiss.SearchParametersIVF(nprobe=point.cells)
-            _, ids = segment.ivf.search(reduced, candidates, params=parameters)
-            for i, candidate in enumerate(ids):
-                found[i].append(candidate[(candidate >= 0) & (candidate < len(segment.rows))] + segment.start)
-        results = []
-        for query, candidates_of in zip(queries, found, strict=True):
-            rows = np.concatenate(candidates_of) if candidates_of else np.empty(0, np.int64)
-            rows, similarities = _in_order(rows, self._similarities(query, rows))
-            results.append((rows[:k], similarities[:k]))
-        return results
-
-    def codes_scanned(self, vectors: np.ndarray, cells: int) -> float:
-        """The mean number of codes that a query compares with when it probes so many cells a segment."""
-        reduced = ((normalise(vectors) - self._mean) @ self._components).astype(np.float32)
-        total = 0
-        for segment in self._segments:
-            _, probed = segment.ivf.quantizer.search(reduced, cells)
-            sizes = np.array([segment.ivf.invlists.list_size(cell) for cell in range(self._cells)])
-            total += int(sizes[probed[probed >= 0]].sum())
-        return total / max(1, len(vectors))
+    def _take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Some columns of some images, in the order of `rows`."""
+        number = np.searchsorted(self._batch_starts, rows, side="right") - 1
+        taken, places = [], []
+        for batch in np.unique(number).tolist():
+            mine = np.flatnonzero(number == batch)
+            within = pa.array(rows[mine] - self._batch_starts[batch])
+            taken.append(self._batch(batch).select(list(columns)).take(within))
+            places.append(mine)
+        if not taken:
+            return self._schema.empty_table().select(list(columns))
+        table = pa.Table.from_batches(taken)
+        return table.take(pa.array(np.argsort(np.concatenate(places)))) if len(taken) > 1 else table
 
     def _hits(self, rows: np.ndarray, similarities: np.ndarray) -> list[Hit]:
-        found = self._images.take(pa.array(rows)).to_pylist()
+        found = self._take(rows, self._schema.names).to_pylist()
         return [
             Hit(
                 image["key"],
@@ -322,13 +335,20 @@ class Index:
         into = Path(self._copies.name) if self._copies else Path()
         return self._store.fetch(f"{self._folder}/{name}" if self._folder else name, into)
 
-    def _read_ivf(self, name: str) -> Any:
-        """A faiss index, its checksum compared first: most flipped bits in one open silently."""
+    def _path(self, name: str) -> str:
+        return self._store.path(f"{self._folder}/{name}" if self._folder else name)
+
+    def _checked(self, name: str) -> Path:
+        """The local path of a file, its checksum compared first."""
         path = self._local(name)
         files = self.manifest.get("files")  # none yet where a candidate is measured
         if files and sha256_of(path) != files[name]["sha256"]:
-            raise damaged(self._store.path(f"{self._folder}/{name}" if self._folder else name))
-        return import_faiss().read_index(str(path))
+            raise damaged(self._path(name))
+        return path
+
+    def _read_index(self, name: str) -> Any:
+        """A faiss index; most flipped bits in one would open silently."""
+        return import_faiss().read_index(str(self._checked(name)))
 
     def _pixels(self, image: str | os.PathLike[str] | bytes | Image.Image) -> np.ndarray:
         name = "the query"
@@ -357,19 +377,6 @@ def find_release(url: str) -> tuple[Store, str]:
     if top is None:
         raise SifBatchError(f"{store.url}: no release is published yet", remedy=f"sif-batch run {store.url}")
     return store, f"releases/{top['release']}"
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Kept rows of any form as unit vectors, float32."""
-    x = np.asarray(rows, np.float32)
-    length = np.sqrt(np.einsum("ij,ij->i", x, x))[:, None]
-    return np.divide(x, length, out=np.zeros_like(x), where=length > 0)
-
-
-def _in_order(rows: np.ndarray, similarities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    similarities = np.clip(similarities, -1, 1)
-    order = np.lexsort((rows, -similarities))
-    return rows[order], similarities[order]
 
 
 def _read(name: str) -> bytes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sif_batch.query import Index
+from sif_batch.transform import Transform
 
 BLOCK = 16  # queries at a time: each is compared with every row
 
@@ -49,6 +50,12 @@ def euclidean(vectors: np.ndarray, queries: np.ndarray | None = None) -> Space:
     return Space(x.astype(np.float32), ((x * x).sum(axis=1) / 2).astype(np.float32), asked.astype(np.float32))
 
 
+def compared(vectors: np.ndarray, transform: Transform) -> Space:
+    """By the similarity that a release is configured for."""
+    y = transform.apply(vectors)
+    return cosine(y) if transform.unit else euclidean(y)
+
+
 METRICS: dict[str, Callable[[np.ndarray], Space]] = {"cosine": cosine, "euclidean": euclidean, "pearson": pearson}
 
 
@@ -66,4 +73,4 @@ def rank_by_release(index: Index, queries: np.ndarray, k: int) -> Iterator[np.nd
     """For each query row the k rows that the release answers with at its operating point, the query left out."""
     for start in range(0, len(queries), BLOCK):
         rows = queries[start : start + BLOCK]
-        yield from (found for found, _ in index.ranked(index.vectors_of(rows), k, rows))
+        yield from (found for found, _ in index.neighbours_of(rows, k))

@@ -4,28 +4,20 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from sif_batch.codes import codes_path, read_codes
-from sif_batch.columns import column_types, make_columns
 from sif_batch.config import SifBatchError, Source, canonical_json
-from sif_batch.kernels import import_faiss
-from sif_batch.quantizer import Quantizer, array_bytes
+from sif_batch.shapes import QuantizerSpec
 from sif_batch.storage import Store, sha256_of
 
-SEGMENT_ROWS = 16 * 2**20
 OLDEST_FAISS = "1.15"  # the oldest that was tried
 MANIFEST = "release.json"
 ID = re.compile(r"^[0-9a-f]{64}$")
-TABLE_ROWS = 65_536  # rows in a batch of images.arrow
 
 
 def inputs_digest(live: pa.Table, fingerprints: Sequence[str], decided: dict[str, Any]) -> str:
@@ -58,151 +50,6 @@ class _Hashing:
 
     def flush(self) -> None: ...
     def close(self) -> None: ...
-
-
-def segment_ends(hashes: np.ndarray, max_rows: int) -> np.ndarray:
-    """Where segments end: equal ranges of the hash, a power of two of them, the fewest that hold `max_rows` at most.
-
-    hashes: (n,) uint64 in order. Returns (segments,) int64, the last is n.
-    """
-    bits = 0
-    while True:
-        bounds = np.array([(i + 1) << (64 - bits) for i in range(2**bits - 1)], np.uint64)
-        ends = np.append(np.searchsorted(hashes, bounds), len(hashes))
-        if np.diff(ends, prepend=0).max(initial=0) <= max_rows:
-            return ends
-        bits += 1
-
-
-@dataclass(frozen=True)
-class Placed:
-    """What the gate needs of a part: near and near_distance as in Codes; released: (n,) the release row of each
-    row of its codes, -1 for a dead one."""
-
-    near: np.ndarray
-    near_distance: np.ndarray
-    released: np.ndarray
-
-
-def assemble(
-    store: Store, into: Path, quantizer: Quantizer, parts: Sequence[str], live: pa.Table, max_rows: int = SEGMENT_ROWS
-) -> list[Placed]:
-    """Write segments, images.arrow, quantizer and encoder of a release; the codes of the live rows must stand.
-
-    live: catalog rows with uri, in order of (hash, key). Returns what the gate needs of each part with live rows.
-    """
-    spec = quantizer.spec
-    part, row = live["part"].to_numpy(), live["row"].to_numpy()
-    ends = segment_ends(live["hash"].to_numpy(), max_rows)
-    starts = np.concatenate([[0], ends[:-1]])
-    rows: list[np.ndarray] = []
-    code: list[np.ndarray] = []
-    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        folder = into / f"segments/{number:03d}"
-        folder.mkdir(parents=True)
-        shape = (int(end - start), spec.dimension)
-        # open_memmap cannot make an empty file
-        if shape[0]:
-            rows.append(np.lib.format.open_memmap(folder / "rows.npy", "w+", np.dtype(spec.rows), shape))
-            _reserve(folder / "rows.npy")
-        else:
-            np.save(folder / "rows.npy", np.empty(shape, spec.rows))
-            rows.append(np.empty(shape, spec.rows))
-        code.append(np.empty((shape[0], quantizer.ivf.sa_code_size() if quantizer.ivf else 0), np.uint8))
-
-    placed = []
-    order = np.argsort(part, kind="stable")
-    bounds = np.searchsorted(part[order], np.arange(len(parts) + 1))
-    for number in np.unique(part):
-        at = order[bounds[number] : bounds[number + 1]]  # release rows of this part
-        codes = read_codes(store, spec, quantizer.record.id, parts[number])
-        source = np.searchsorted(codes.numbers, row[at])
-        if not np.isin(row[at], codes.numbers).all():
-            raise SifBatchError(
-                f"{codes_path(quantizer.record.id, parts[number])} is not of its part",
-                remedy="remove that file and run again",
-            )
-        segment = np.searchsorted(ends, at, side="right")
-        for s in np.unique(segment):
-            mine = segment == s
-            rows[s][at[mine] - starts[s]] = codes.rerank[source[mine]]
-            code[s][at[mine] - starts[s]] = codes.code[source[mine]]
-        released = np.full(len(codes.numbers), -1, np.int64)
-        released[source] = at
-        placed.append(Placed(codes.near, codes.near_distance, released))
-
-    for number, (segment_rows, segment_code) in enumerate(zip(rows, code, strict=True)):
-        if isinstance(segment_rows, np.memmap):
-            segment_rows.flush()
-        if quantizer.ivf is not None:
-            write_index(quantizer, segment_code, into / f"segments/{number:03d}/index.faiss")
-    write_images(live, into / "images.arrow")
-    _copy_encoder(store, spec.encoder, into / "encoder")
-    if quantizer.ivf is not None:
-        assert quantizer.mean is not None and quantizer.components is not None
-        (into / "quantizer").mkdir()
-        (into / "quantizer/mean.npy").write_bytes(array_bytes(quantizer.mean))
-        (into / "quantizer/components.npy").write_bytes(array_bytes(quantizer.components))
-    return placed
-
-
-def _reserve(path: Path) -> None:
-    """Take the file's blocks now: writing to a mapped file on a full disk would end the process by SIGBUS."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def write_index(quantizer: Quantizer, code: np.ndarray, path: Path) -> None:
-    """A FastScan index of these codes, (n, code size). Ids are row numbers of the segment.
-
-    The codes go into a plain IVFPQ first: `add_sa_codes` corrupts memory on a FastScan index.
-    """
-    faiss = import_faiss()
-    plain = faiss.clone_index(quantizer.ivf)
-    if len(code):
-        plain.add_sa_codes(code, np.arange(len(code)))
-    faiss.write_index(faiss.IndexIVFPQFastScan(plain), str(path))
-
-
-def write_images(live: pa.Table, path: Path) -> None:
-    """images.arrow: who each row is, and its columns; uncompressed, to be mapped."""
-    member = pc.replace_substring_regex(live["member"], r"^(\./+)+", "")
-    inside = pc.case_when(
-        pc.make_struct(member.is_null()), live["path"], pc.binary_join_element_wise(live["path"], member, "/")
-    )
-    folder = pc.replace_substring_regex(inside, "/?[^/]*$", "")
-    wide = {name: live[name].cast(pa.large_string()) for name in ("key", "uri", "source")}
-    table = pa.table(
-        {
-            "key": wide["key"],
-            "hash": live["hash"],
-            "uri": wide["uri"],
-            "sha256": live["sha256"],
-            "source": wide["source"],
-            "folder": folder.cast(pa.large_string()),
-            "width": live["width"],
-            "height": live["height"],
-        }
-    )
-    types = column_types(live["fields"])
-    named = [pa.field(f"{name}_" if name in table.column_names else name, type_) for name, type_ in types.items()]
-    schema = pa.schema([*table.schema, *named])
-    with pa.ipc.new_file(str(path), schema) as writer:
-        for start in range(0, max(1, len(table)), TABLE_ROWS):
-            rows = table.slice(start, TABLE_ROWS)
-            own = make_columns(live["fields"].slice(start, TABLE_ROWS), types)
-            writer.write_table(pa.table([*rows.columns, *own], schema=schema).combine_chunks())
-
-
-def _copy_encoder(store: Store, encoder_id: str, into: Path) -> None:
-    into.mkdir()
-    lowered = ["fp32.onnx"] if store.exists(f"encoders/{encoder_id}/fp32.onnx") else []
-    for name in ("model.onnx", *lowered, "encoder.json"):
-        if store.local:
-            shutil.copyfile(store.path(f"encoders/{encoder_id}/{name}"), into / name)
-        else:
-            (into / name).write_bytes(store.read(f"encoders/{encoder_id}/{name}"))
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> str:
@@ -243,6 +90,11 @@ def check_release(store: Store, folder: str = "") -> dict[str, Any]:
         if not fine:
             raise damaged(path)
     return manifest
+
+
+def shape_of(manifest: dict[str, Any]) -> QuantizerSpec:
+    """The shape of a release's quantizer."""
+    return QuantizerSpec.model_validate({k: v for k, v in manifest["quantizer"].items() if k != "id"})
 
 
 def damaged(path: str) -> SifBatchError:

@@ -199,14 +199,17 @@ class Store:
         return self.create(f"{name}/{last}", (files / last).read_bytes())
 
     @contextlib.contextmanager
-    def scratch(self, folder: str) -> Iterator[Path]:
-        """A local folder for work in progress, gone afterwards; beside `folder` where ROOT is local."""
+    def scratch(self, folder: str, elsewhere: str | None = None) -> Iterator[Path]:
+        """A local folder for work in progress, gone afterwards; beside `folder` where ROOT is local, else in
+        `elsewhere`."""
         if self.local:
             os.makedirs(self.path(folder), exist_ok=True)
             made = Path(self.path(folder), temporary_name())
             made.mkdir()
         else:
-            made = Path(tempfile.mkdtemp(prefix="sif-batch-"))
+            if elsewhere is not None:
+                os.makedirs(elsewhere, exist_ok=True)
+            made = Path(tempfile.mkdtemp(prefix="sif-batch-", dir=elsewhere))
         try:
             yield made
         finally:

@@ -15,19 +15,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from hypothesis import settings
 
-from sif_batch import gate, history, release
+from sif_batch import assembly, gate, history, release, tuning
 from sif_batch.catalog import load_catalog
 from sif_batch.codes import quantize_part
 from sif_batch.config import GateSettings, IndexSettings, RootRecord, Source
 from sif_batch.kernels import import_faiss
 from sif_batch.parts import encode_part, part_path
-from sif_batch.quantizer import QuantizerRecord, QuantizerSpec, load_quantizer, train_quantizer
+from sif_batch.prospect import Prospect
+from sif_batch.quantizer import QuantizerRecord, load_quantizer, train_quantizer
 from sif_batch.query import Index
+from sif_batch.recall import Truth
+from sif_batch.shapes import choose_spec
 from sif_batch.shards import DEFAULT_LIMITS, SPAN_SCHEMA, part_name
 from sif_batch.sources import LISTING_SCHEMA
 from sif_batch.sources.names import hash_of, key_of
 from sif_batch.standing import live_rows, standing_rows
 from sif_batch.storage import Store
+from sif_batch.truth import exact_neighbours
 
 ENCODER = "synthetic-0123456789ab"
 DIMENSION = 48
@@ -167,9 +171,11 @@ def find_live(store: Store, entries: pa.Table, sources: Sequence[Source] = (SOUR
     return Live(catalog.parts, catalog.fingerprints, live_rows(catalog, standing.row[standing.good], sources))
 
 
-def quantize(store: Store, live: Live, family: str = "flat", encoder: str = ENCODER) -> QuantizerRecord:
+def quantize(
+    store: Store, live: Live, family: str = "flat", encoder: str = ENCODER, **changes: object
+) -> QuantizerRecord:
     """Train a quantizer and make the codes of all parts that hold live rows."""
-    settings = IndexSettings.model_validate({"family": family})
+    settings = IndexSettings.model_validate({"family": family} | changes)
     record = train_quantizer(store, encoder, settings, live.parts, live.table, None)
     for part in live.used:
         quantize_part(lambda report: None, store.url, record.id, part)
@@ -178,34 +184,57 @@ def quantize(store: Store, live: Live, family: str = "flat", encoder: str = ENCO
 
 def record_of(**changes: object) -> QuantizerRecord:
     """A record of an IVF that was trained for 20,000 rows, or of another shape."""
-    shape = {"family": "ivf-pq", "metric": "cosine", "encoder": ENCODER, "dimension": 48, "rows": "int8"} | changes
+    spec = choose_spec(IndexSettings(), "ivf-pq", ENCODER, DIMENSION, 20_000)
     return QuantizerRecord(
         id="x",
-        spec=QuantizerSpec.model_validate(shape),
+        spec=spec.model_copy(update=changes),
         trained_for_rows=20_000,
         training_rows=1,
         held_out=1,
         vectors_sha256="",
         explained=1,
+        prospect=Prospect(rows=0, k=10),
         fingerprint={},
+        files={},
     )
 
 
+@dataclass(frozen=True)
+class Placed:
+    """What the gate needs of an assembled release."""
+
+    placement: assembly.Placement
+    assembled: assembly.Assembled
+
+
 def assemble(
-    store: Store, live: Live, record: QuantizerRecord, into: Path, max_rows: int = release.SEGMENT_ROWS
-) -> tuple[dict[str, Any], list[release.Placed]]:
+    store: Store, live: Live, record: QuantizerRecord, into: Path, max_rows: int = assembly.SEGMENT_ROWS
+) -> tuple[dict[str, Any], Placed]:
     """A release, not sealed, in the folder `into`: what its manifest would say so far, and what was placed where."""
     into.mkdir(parents=True)
-    placed = release.assemble(store, into, load_quantizer(store, record.id), live.parts, live.table, max_rows)
+    placement = assembly.Placement.of(live.table, live.parts)
+    assembled = assembly.assemble(store, into, load_quantizer(store, record.id), placement, max_rows)
+    assembly.write_images(live.table, into / "images.arrow")
+    assembly.copy_encoder(store, record.spec.encoder, into / "encoder")
     decided: dict[str, Any] = {
         "encoder": record.spec.encoder,
         "quantizer": {"id": record.id, **record.spec.model_dump(mode="json")},
+        "settings": IndexSettings().model_dump(mode="json"),
         "rows": len(live.table),
         "listed": len(live.table),
         "failed": 0,
     }
     inputs = release.inputs_digest(live.table, live.fingerprints, decided)
-    return decided | {"inputs": inputs, "segments": len(list((into / "segments").iterdir()))}, placed
+    manifest = decided | {"inputs": inputs, "segments": len(list((into / "segments").iterdir()))}
+    return manifest, Placed(placement, assembled)
+
+
+def find_truth(store: Store, live: Live, record: QuantizerRecord, placed: Placed) -> Truth:
+    """The exact neighbours of the held-out queries."""
+    quantizer = load_quantizer(store, record.id)
+    number = {key: i for i, key in enumerate(live.keys)}
+    own = np.array([number.get(key, -1) for key in quantizer.query_keys], np.int64)
+    return exact_neighbours(store, quantizer, placed.placement, placed.assembled, own)
 
 
 def measure(
@@ -214,19 +243,22 @@ def measure(
     record: QuantizerRecord,
     folder: Path,
     manifest: dict[str, Any],
-    placed: Sequence[release.Placed],
-) -> tuple[dict[str, Any], gate.Truth]:
+    placed: Placed,
+    target: float = 0.95,
+    k: int = 10,
+) -> tuple[dict[str, Any], Truth]:
     """The operating point and recall of an assembled release, and the truth that they were measured by."""
     quantizer = load_quantizer(store, record.id)
     index = Index(Store(str(folder)), "", manifest)
-    number = {key: i for i, key in enumerate(live.keys)}
-    own = np.array([number.get(key, -1) for key in quantizer.query_keys], np.int64)
-    truth = gate.exact_neighbours(store, quantizer, live.used, placed, own)
-    point = gate.choose_point(index, quantizer, truth)
-    reached = gate.recall(truth, gate.ask(index, quantizer, truth, point))
+    truth = find_truth(store, live, record, placed)
+    curve = tuning.measure_curve(index, quantizer, truth, k, target)
+    point = tuning.choose_point(curve, target)
     measured = {
-        "recall": {"at_10": reached and round(reached, 4), "queries": len(truth.own)},
+        "recall": gate.measure_recall(index, quantizer, truth, point, k, target),
         "operating_point": {"cells": point.cells, "rerank": point.rerank} if point else None,
+        "codes_scanned": 0,
+        "curve": [point.describe() for point in curve],
+        "sanity": gate.check_sanity(placed.assembled, live.table["sha256"]),
         "finite": gate.all_finite(index),
     }
     return measured, truth
@@ -237,7 +269,7 @@ def build_release(
     entries: pa.Table,
     scratch: Path,
     family: str = "flat",
-    max_rows: int = release.SEGMENT_ROWS,
+    max_rows: int = assembly.SEGMENT_ROWS,
     sources: Sequence[Source] = (SOURCE,),
     encoder: str = ENCODER,
 ) -> str:
@@ -248,7 +280,7 @@ def build_release(
     manifest, placed = assemble(store, live, record, folder, max_rows)
     measured, _ = measure(store, live, record, folder, manifest, placed)
     sealed = release.seal(folder, manifest | measured)
-    assert not gate.judge(GateSettings(min_recall=0), manifest | measured)
+    assert not gate.judge(GateSettings(), manifest | measured)
     store.fs.makedirs(store.path("releases"), exist_ok=True)
     assert store.create_folder(f"releases/{sealed}", folder, release.MANIFEST)
     history.publish(store, sealed, history.read_top(store), "passed")

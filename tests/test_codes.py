@@ -23,13 +23,15 @@ from synthetic import (
     write_part,
 )
 
+from sif_batch.codebooks import fill_codebook
 from sif_batch.codes import CODES_SCHEMA, codes_path, encode_codes, quantize_part, query_distances, read_codes
 from sif_batch.config import SifBatchError
 from sif_batch.kernels import import_faiss
-from sif_batch.parts import part_path, read_embeddings
-from sif_batch.quantizer import NEIGHBOURS, Quantizer, load_quantizer, normalise
-from sif_batch.release import write_index
+from sif_batch.parts import encode_part, part_path, read_embeddings
+from sif_batch.quantizer import Quantizer, load_quantizer
+from sif_batch.recall import NEIGHBOURS
 from sif_batch.storage import Store, digest
+from sif_batch.transform import Transform
 
 COUNT = 1200
 
@@ -55,13 +57,16 @@ def test_codes_hold_a_row_for_each_good_row_of_the_part(made: tuple[Store, Live,
         codes = read_codes(store, quantizer.spec, quantizer.record.id, part)
         assert codes.numbers.tolist() == numbers.tolist()
         assert codes.code.dtype == np.uint8
-        assert codes.code.shape == (len(numbers), quantizer.ivf.sa_code_size() if quantizer.ivf else 0)
+        assert codes.code.shape == (len(numbers), quantizer.code_width)
         unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
         if quantizer.spec.rows == "float16":
             assert codes.rerank.dtype == np.float16 and np.array_equal(codes.rerank, unit.astype(np.float16))
         else:
             largest = np.abs(unit).max(axis=1, keepdims=True)
-            assert codes.rerank.dtype == np.int8 and np.array_equal(codes.rerank, np.rint(127 * unit / largest))
+            assert codes.rerank.dtype == np.int8
+            assert np.array_equal(codes.rerank[:, :-4], np.rint(127 * unit / largest))
+        assert np.allclose(codes.lengths, np.linalg.norm(vectors.astype(np.float64), axis=1), rtol=1e-6)
+        assert len(np.unique(codes.likeness)) == len(numbers)
 
 
 def test_the_file_says_which_part_it_was_made_of(made: tuple[Store, Live, Quantizer]) -> None:
@@ -83,13 +88,14 @@ def test_the_nearest_rows_are_those_of_brute_force(made: tuple[Store, Live, Quan
         distances = ((asked[:, None] - x[None]) ** 2).sum(axis=2)
         codes = read_codes(store, quantizer.spec, quantizer.record.id, part)
         kept = min(2 * NEIGHBOURS, len(numbers))
-        assert kept > 190 and len(codes.near) == kept * len(asked)
         for query in range(len(asked)):
             mine = codes.near[:, 1] == query
             rows = codes.near[mine, 0]
             assert np.allclose(codes.near_distance[mine], distances[query, rows], atol=1e-6)
-            assert len(set(rows)) == kept
-            assert np.delete(distances[query], rows).min(initial=9) >= distances[query, rows].max() - 1e-6
+            within = int((distances[query] <= quantizer.radii[query] - 1e-6).sum())
+            assert 5 < min(kept, within) <= len(set(rows)) == len(rows) <= kept
+            edge = min(float(quantizer.radii[query]), distances[query, rows].max() if len(rows) == kept else np.inf)
+            assert np.delete(distances[query], rows).min(initial=9) >= edge - 1e-6
 
 
 def test_codes_do_not_depend_on_the_slicing_or_order_of_rows(made: tuple[Store, Live, Quantizer]) -> None:
@@ -106,12 +112,11 @@ def test_codes_do_not_depend_on_the_slicing_or_order_of_rows(made: tuple[Store, 
 
 def test_distances_do_not_depend_on_the_slicing_or_order_of_rows(made: tuple[Store, Live, Quantizer]) -> None:
     _, _, quantizer = made
-    x = normalise(np.stack([vector_of(path) for path in paths(1100)]))
-    whole = query_distances(quantizer.queries, x)
+    y = quantizer.transform.apply(np.stack([vector_of(path) for path in paths(1100)]))
     picked = np.random.default_rng(0).permutation(1100)[:300]
-    assert query_distances(quantizer.queries, x[picked]).tobytes() == whole[picked].tobytes()
-    one = query_distances(quantizer.queries[3:4], x)[:, 0]
-    assert np.abs(one - whole[:, 3]).max() <= 1e-6
+    for query in (0, 3):
+        whole = query_distances(quantizer, query, y)
+        assert query_distances(quantizer, query, y[picked]).tobytes() == whole[picked].tobytes()
 
 
 def test_making_codes_twice_gives_the_same_bytes_and_does_the_work_once(made: tuple[Store, Live, Quantizer]) -> None:
@@ -134,22 +139,22 @@ def test_assembled_codes_are_the_index_that_faiss_builds_itself(tmp_path: Path) 
     live = find_live(store, entries_of(rows))
     quantizer = load_quantizer(store, quantize(store, live, "ivf-pq").id)
     faiss = import_faiss()
-    assert quantizer.mean is not None and quantizer.components is not None
+    mean, components = quantizer.transform.mean, quantizer.transform.components
+    assert mean is not None and components is not None
 
     vectors = np.stack([vector_of(path) for path in live.table["path"].to_pylist()]).astype(np.float64)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    reduced = ((unit - quantizer.mean) @ quantizer.components).astype(np.float32)
-    plain = faiss.clone_index(quantizer.ivf)
+    reduced = ((unit - mean) @ components).astype(np.float32)
+    plain = faiss.clone_index(quantizer.index)
     plain.add(reduced)
 
-    code = np.empty((COUNT, quantizer.ivf.sa_code_size()), np.uint8)
+    code = np.empty((COUNT, quantizer.code_width), np.uint8)
     part_of, row_of = live.table["part"].to_numpy(), live.table["row"].to_numpy()
     for number, part in enumerate(live.parts):
         codes = read_codes(store, quantizer.spec, quantizer.record.id, part)
         at = np.flatnonzero(part_of == number)
         code[at] = codes.code[row_of[at]]  # no row failed: a row's number is its place
-    write_index(quantizer, code, tmp_path / "index.faiss")
-    assembled = faiss.read_index(str(tmp_path / "index.faiss"))
+    assembled = fill_codebook("ivf-pq", quantizer.index, code)
     assert isinstance(assembled, faiss.IndexIVFPQFastScan) and assembled.ntotal == COUNT
 
     fast = faiss.IndexIVFPQFastScan(plain)
@@ -165,8 +170,7 @@ def test_an_index_without_rows_can_be_written_and_asked(tmp_path: Path) -> None:
     rows = [Row(path) for path in paths(200)]
     store = make_root(tmp_path / "root", rows)
     quantizer = load_quantizer(store, quantize(store, find_live(store, entries_of(rows)), "ivf-pq").id)
-    write_index(quantizer, np.empty((0, quantizer.ivf.sa_code_size()), np.uint8), tmp_path / "index.faiss")
-    index = import_faiss().read_index(str(tmp_path / "index.faiss"))
+    index = fill_codebook("ivf-pq", quantizer.index, np.empty((0, quantizer.code_width), np.uint8))
     _, ids = index.search(np.zeros((1, quantizer.spec.reduced), np.float32), 3)
     assert index.ntotal == 0 and ids.tolist() == [[-1, -1, -1]]
 
@@ -177,7 +181,7 @@ def test_a_part_in_which_all_failed_has_codes_without_rows(made: tuple[Store, Li
     assert quantize_part(lambda report: None, store.url, quantizer.record.id, name) == 0
     codes = read_codes(store, quantizer.spec, quantizer.record.id, name)
     assert (len(codes.numbers), len(codes.code), len(codes.near), len(codes.near_distance)) == (0, 0, 0, 0)
-    assert codes.rerank.shape == (0, DIMENSION)
+    assert codes.rerank.shape[0] == 0 and codes.code.shape[0] == 0
 
 
 @settings(checked, max_examples=20)
@@ -196,7 +200,8 @@ def test_lists_are_as_long_as_the_part_or_2k(count: int, seed: int) -> None:
 
 def flat_quantizer(queries: np.ndarray) -> Quantizer:
     record = record_of(family="flat", rows="float16", dimension=queries.shape[1])
-    return Quantizer(record, queries, [str(i) for i in range(len(queries))])
+    radii = np.full(len(queries), np.inf, np.float32)
+    return Quantizer(record, queries, [str(i) for i in range(len(queries))], radii, Transform("cosine"))
 
 
 def test_of_equal_rows_the_earlier_are_kept() -> None:
@@ -211,9 +216,15 @@ def test_without_queries_there_are_no_lists() -> None:
     assert table["near_query"].to_pylist() == [[], [], []]
 
 
-def test_vectors_of_another_dimension_are_an_error(made: tuple[Store, Live, Quantizer]) -> None:
-    with pytest.raises(SifBatchError, match=f"vectors of 7 dimensions, expected {DIMENSION}"):
-        encode_codes(made[2], np.arange(2), np.ones((2, 7), np.float16), "")
+def test_a_part_of_another_dimension_or_encoder_is_named(made: tuple[Store, Live, Quantizer]) -> None:
+    store, _, quantizer = made
+    name = write_part(store, [Row(path, vector=np.ones(7)) for path in ("y1.jpg", "y2.jpg")])
+    with pytest.raises(SifBatchError, match=f"part {name} holds vectors of 7 dimensions, .* takes {DIMENSION}"):
+        quantize_part(lambda report: None, store.url, quantizer.record.id, name)
+    rows = [Row("y3.jpg").encoded()]
+    store.create(part_path(ENCODER, "strange"), encode_part(rows, [], "another-0123456789ab", {}))
+    with pytest.raises(SifBatchError, match="part strange is of the encoder another-0123456789ab, not of synthetic"):
+        quantize_part(lambda report: None, store.url, quantizer.record.id, "strange")
 
 
 def test_a_damaged_file_of_codes_is_an_error(made: tuple[Store, Live, Quantizer]) -> None:

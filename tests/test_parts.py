@@ -147,7 +147,7 @@ def test_failed_rows_anywhere_are_read_by_pyarrow_duckdb_and_pandas(tmp_path: Pa
 def test_good_rows_and_their_vectors_belong_together(fails: list[bool]) -> None:
     rows = in_order([Row(path) for path in paths(len(fails))])
     rows = [Row(row.path, kind="truncated" if fail else None) for row, fail in zip(rows, fails, strict=True)]
-    numbers, vectors = embeddings_of(part_bytes(rows), "a part")
+    numbers, vectors = embeddings_of(part_bytes(rows), "a part", ENCODER)
     assert numbers.tolist() == [i for i, fail in enumerate(fails) if not fail]
     assert [v.tolist() for v in vectors] == [vector_of(rows[i].path).tolist() for i in numbers]
 
@@ -162,14 +162,14 @@ def test_the_light_columns_are_all_but_the_embedding() -> None:
 
 def test_vectors_come_back_with_all_their_bits() -> None:
     extremes = np.array([65504, -65504, 6e-8, -6e-8, 0.0, -0.0, 1e-3, 1], np.float16)
-    _, vectors = embeddings_of(part_bytes([Row("a.jpg", vector=extremes)]), "a part")
+    _, vectors = embeddings_of(part_bytes([Row("a.jpg", vector=extremes)]), "a part", ENCODER)
     assert vectors.tobytes() == extremes.tobytes()
 
 
 def test_a_vector_that_is_not_finite_is_an_error() -> None:
     data = part_bytes([Row("a.jpg"), Row("b.jpg", vector=np.full(DIMENSION, np.inf))])
     with pytest.raises(SifBatchError, match="part x holds vectors that are not finite") as raised:
-        embeddings_of(data, "x")
+        embeddings_of(data, "x", ENCODER)
     assert raised.value.remedy
 
 
@@ -188,7 +188,7 @@ def test_a_flipped_bit_in_a_page_is_an_error_everywhere(tmp_path: Path) -> None:
             pq.ParquetFile(file, page_checksum_verification=True).read(columns=[column.path_in_schema])
         if column.path_in_schema.startswith("embedding"):
             with pytest.raises(SifBatchError, match="part x is damaged"):
-                embeddings_of(file.read_bytes(), "x")
+                embeddings_of(file.read_bytes(), "x", ENCODER)
         else:
             with pytest.raises(SifBatchError, match="damaged"), open(file, "rb") as opened:
                 read_light(opened, "x")
@@ -197,14 +197,14 @@ def test_a_flipped_bit_in_a_page_is_an_error_everywhere(tmp_path: Path) -> None:
 def test_any_flipped_bit_is_found_or_does_no_harm(tmp_path: Path) -> None:
     rows = failing(200, "first")
     data = part_bytes(rows)
-    numbers, vectors = embeddings_of(data, "x")
+    numbers, vectors = embeddings_of(data, "x", ENCODER)
     file = tmp_path / "part.parquet"
     found = 0
     for bit in np.random.default_rng(1).integers(0, 8 * len(data), 300).tolist():
         file.write_bytes(data)
         flip_bit(file, bit)
         try:
-            got = embeddings_of(file.read_bytes(), "x")
+            got = embeddings_of(file.read_bytes(), "x", ENCODER)
         except SifBatchError:
             found += 1
         else:
@@ -215,5 +215,5 @@ def test_any_flipped_bit_is_found_or_does_no_harm(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [0, 3, 4, 100, 5000])
 def test_a_part_cut_short_is_damaged(length: int) -> None:
     with pytest.raises(SifBatchError, match="damaged") as raised:
-        embeddings_of(part_bytes([Row(path) for path in paths(100)])[:length], "x")
+        embeddings_of(part_bytes([Row(path) for path in paths(100)])[:length], "x", ENCODER)
     assert "remove that file" in raised.value.remedy

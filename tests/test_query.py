@@ -26,7 +26,7 @@ from synthetic import (
     vector_of,
 )
 
-from sif_batch import gate
+from sif_batch import tuning
 from sif_batch.catalog import load_catalog
 from sif_batch.config import SifBatchError, Source
 from sif_batch.devices import Lane
@@ -35,6 +35,7 @@ from sif_batch.encoders import Encoder, built_in_spec, install_encoder
 from sif_batch.encoders.spec import BUILT_IN
 from sif_batch.history import read_top
 from sif_batch.query import Hit, Index, find_release
+from sif_batch.segments import OperatingPoint
 from sif_batch.shards import Limits, make_plan, save_plan
 from sif_batch.sources import list_sources, parse_sources
 from sif_batch.standing import spans_to_do, standing_rows
@@ -61,7 +62,7 @@ def flat_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ivf_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate, "SCANNED_AT_LEAST", 1)  # so that it is asked by some of its cells
+        patch.setattr(tuning, "SCANNED_AT_LEAST", 1)  # so that it is asked by some of its cells
         return made(tmp_path_factory.mktemp("ivf"), "ivf-pq")
 
 
@@ -229,8 +230,8 @@ def test_eight_threads_at_once_agree(flat: Index, ivf: Index) -> None:
 
 def test_codes_scanned_are_those_of_the_cells_probed(ivf: Index) -> None:
     cells = ivf.manifest["quantizer"]["cells"]
-    assert ivf.codes_scanned(ASKED, cells) == COUNT
-    scanned = [ivf.codes_scanned(ASKED, count) for count in (1, 2, 4, cells)]
+    assert ivf.codes_scanned(ASKED, OperatingPoint(cells, 50)) == COUNT
+    scanned = [ivf.codes_scanned(ASKED, OperatingPoint(count, 50)) for count in (1, 2, 4, cells)]
     assert scanned == sorted(scanned) and 0 < scanned[0] < COUNT / 4
 
 

@@ -35,11 +35,12 @@ from synthetic import (
 )
 
 from sif_batch import release
+from sif_batch.assembly import segment_ends
 from sif_batch.codes import quantize_part
 from sif_batch.config import SifBatchError
 from sif_batch.history import publish, read_history, read_top
 from sif_batch.query import Index
-from sif_batch.release import find_damage, inputs_digest, read_manifest, segment_ends
+from sif_batch.release import find_damage, inputs_digest, read_manifest
 from sif_batch.sources.names import hash_of
 from sif_batch.storage import Store
 
@@ -95,7 +96,7 @@ def test_the_release_is_the_same_from_one_part_or_many(tmp_path: Path, family: s
         made[size] = (sealed, contents(Path(store.path(f"releases/{sealed}"))))
     assert made[COUNT] == made[90]
     names = {"release.json", "images.arrow", "encoder/model.onnx", "encoder/encoder.json", "segments/000/rows.npy"}
-    ivf = {"segments/000/index.faiss", "quantizer/mean.npy", "quantizer/components.npy"}
+    ivf = {"segments/000/index.faiss", *(f"quantizer/{n}.npy" for n in ("mean", "components", "variances"))}
     assert set(made[COUNT][1]) == names | (ivf if family == "ivf-pq" else set())
 
 

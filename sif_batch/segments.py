@@ -1,0 +1,199 @@
+"""Segments of a release: codes in memory, kept rows mapped, searched as one."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sif_batch.kernels import import_faiss, project
+from sif_batch.rows import decode_rows, exact_squared_distances, squared_distances, vectors_of_rows
+
+BLOCK = 8192  # rows compared at a time
+SPARE = 32  # rows beyond k that a rough comparison keeps, so that rounding and ties decide nothing
+TOGETHER = 4  # queries from which on all cores share the work
+RERANKED_AT_ONCE = 2**22  # numbers of candidates' rows in memory, for each thread
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """How hard to look: cells probed in each segment (hnsw: candidates that the walk keeps), and candidates re-ranked
+    from the rows kept."""
+
+    cells: int
+    rerank: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    start: int
+    size: int
+    rows: np.ndarray | None  # (n, w) as kept, mapped
+    index: Any  # faiss index, None: exact
+
+
+@contextlib.contextmanager
+def threads(queries: int) -> Iterator[None]:
+    """All cores for many queries, one for a few. OpenMP keeps this number for each calling thread."""
+    faiss = import_faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(usable_cores() if queries >= TOGETHER else 1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+class Segments:
+    """Several segments as one index. unit: whether kept rows are of unit length."""
+
+    def __init__(self, segments: Sequence[Segment], unit: bool, kept_dimension: int):
+        self.all, self.unit, self.kept_dimension = list(segments), unit, kept_dimension
+        self.starts = np.array([segment.start for segment in segments], np.int64)
+        self.size = sum(segment.size for segment in segments)
+        self._filled = [segment for segment in segments if segment.size]
+
+    @property
+    def keeps_rows(self) -> bool:
+        return all(segment.rows is not None for segment in self._filled)
+
+    @property
+    def is_graph(self) -> bool:
+        faiss = import_faiss()
+        return any(isinstance(segment.index, faiss.IndexHNSW) for segment in self._filled)
+
+    def candidates(self, reduced: np.ndarray, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
+        """The `rerank` rows whose codes are nearest: distances (q, r) float32 and rows (q, r) int64, nearest first, -1
+        behind the last. reduced: (q, reduced) float32."""
+        distances, rows = [], []
+        with threads(len(reduced)):
+            for segment in self._filled:
+                wanted = min(point.rerank, segment.size)
+                found, ids = segment.index.search(reduced, wanted, params=self._parameters(segment, point, wanted))
+                good = (ids >= 0) & (ids < segment.size)
+                distances.append(np.where(good, found, np.inf))
+                rows.append(np.where(good, ids + segment.start, -1))
+        if not rows:
+            return np.empty((len(reduced), 0), np.float32), np.empty((len(reduced), 0), np.int64)
+        if len(rows) == 1:
+            return distances[0], rows[0]
+        near, row = np.hstack(distances), np.hstack(rows)
+        order = np.argsort(near, axis=1, kind="stable")[:, : point.rerank]
+        return np.take_along_axis(near, order, 1), np.take_along_axis(row, order, 1)
+
+    def _parameters(self, segment: Segment, point: OperatingPoint, wanted: int) -> Any:
+        faiss = import_faiss()
+        if isinstance(segment.index, faiss.IndexHNSW):
+            return faiss.SearchParametersHNSW(efSearch=max(point.cells, wanted))
+        return faiss.SearchParametersIVF(nprobe=point.cells)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Kept rows, (n, w), by release row."""
+        if len(self.all) == 1:
+            assert self.all[0].rows is not None
+            return self.all[0].rows[rows]
+        kept = None
+        number = np.searchsorted(self.starts, rows, side="right") - 1
+        for segment_number in np.unique(number).tolist():
+            segment, mine = self.all[segment_number], number == segment_number
+            assert segment.rows is not None
+            found = segment.rows[rows[mine] - segment.start]
+            if kept is None:
+                kept = np.empty((len(rows), found.shape[1]), found.dtype)
+            kept[mine] = found
+        return np.empty((0, 0), np.int8) if kept is None else kept
+
+    def rough_distances(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Squared distances of queries (q, d) to candidates (q, r), -1 for none: (q, r) float32, infinite for those."""
+        at_once = max(1, RERANKED_AT_ONCE // max(1, rows.shape[1] * self.kept_dimension))
+        starts = range(0, len(queries), at_once)
+
+        def measure(start: int) -> np.ndarray:
+            at = rows[start : start + at_once]
+            kept = self.take(np.maximum(at, 0).ravel()).reshape(*at.shape, -1)
+            apart = squared_distances(kept, queries[start : start + at_once], self.unit)
+            return np.where((at >= 0) & np.isfinite(apart), apart, np.inf)
+
+        if len(queries) < TOGETHER:
+            return np.concatenate([measure(start) for start in starts])
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            return np.concatenate(list(pool.map(measure, starts)))
+
+    def exact_distances(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Squared distances of one query (d,) to some rows: (n,) float64, each one's bits independent of the others."""
+        return exact_squared_distances(vectors_of_rows(self.take(rows), self.unit), query, self.unit)
+
+    def probe(self, reduced: np.ndarray, queries: np.ndarray, k: int, point: OperatingPoint) -> "Ranked":
+        """The k nearest by code, then by kept row: rows and squared distances of each query, equal ones by row."""
+        near, rows = self.candidates(reduced, point)
+        if not self.keeps_rows:
+            return [_in_order(r[r >= 0], n[r >= 0].astype(np.float64), k) for r, n in zip(rows, near, strict=True)]
+        return self.refine(queries, rows, self.rough_distances(queries, rows), k)
+
+    def refine(self, queries: np.ndarray, rows: np.ndarray, rough: np.ndarray, k: int) -> "Ranked":
+        """The k nearest of candidates, by exact distance to the best of them."""
+        kept = k + SPARE
+        if rows.shape[1] > kept:
+            top = np.argpartition(rough, kept - 1, axis=1)[:, :kept]
+            rows, rough = np.take_along_axis(rows, top, 1), np.take_along_axis(rough, top, 1)
+        found = []
+        for query, row, apart in zip(queries, rows, rough, strict=True):
+            row = row[np.isfinite(apart)]
+            found.append(_in_order(row, self.exact_distances(query, row), k))
+        return found
+
+    def scan(self, queries: np.ndarray, k: int, all_exact: bool) -> "Ranked":
+        """Compare queries (q, d) float32 with every kept row: roughly first, or all exactly where most are wanted."""
+        kept = k if all_exact else k + SPARE
+        rows = np.empty((len(queries), 0), np.int64)
+        best = np.empty((len(queries), 0), np.float64 if all_exact else np.float32)
+        own = np.einsum("ij,ij->i", queries, queries)[:, None]
+        for segment in self._filled:
+            assert segment.rows is not None
+            for start in range(0, segment.size, BLOCK):
+                numbers, factor = decode_rows(segment.rows[start : start + BLOCK], self.unit)
+                x = numbers * factor[:, None]
+                products = project(x, queries.T.astype(np.float64)).T if all_exact else queries @ x.T
+                apart = 2 - 2 * products if self.unit else own + np.einsum("ij,ij->i", x, x) - 2 * products
+                apart = np.where(np.isfinite(apart), apart, np.inf)
+                at = np.arange(segment.start + start, segment.start + start + len(x))
+                rows = np.hstack([rows, np.broadcast_to(at, apart.shape)])
+                best = np.hstack([best, apart])
+                if best.shape[1] > kept:
+                    top = np.argpartition(best, kept - 1, axis=1)[:, :kept]
+                    rows, best = np.take_along_axis(rows, top, 1), np.take_along_axis(best, top, 1)
+        if all_exact:
+            return [_in_order(r, b, k) for r, b in zip(rows, best, strict=True)]
+        return self.refine(queries, rows, best, k)
+
+    def codes_scanned(self, reduced: np.ndarray, point: OperatingPoint) -> float:
+        """The mean number of codes that a query compares with at an operating point."""
+        faiss = import_faiss()
+        total = 0
+        for segment in self._filled:
+            if isinstance(segment.index, faiss.IndexHNSW):
+                faiss.cvar.hnsw_stats.reset()
+                wanted = min(point.rerank, segment.size)
+                segment.index.search(reduced, wanted, params=self._parameters(segment, point, wanted))
+                total += int(faiss.cvar.hnsw_stats.ndis)
+                continue
+            _, probed = segment.index.quantizer.search(reduced, point.cells)
+            lists = segment.index.invlists
+            sizes = np.array([lists.list_size(cell) for cell in range(segment.index.nlist)])
+            total += int(sizes[probed[probed >= 0]].sum())
+        return total / max(1, len(reduced))
+
+
+Ranked = list[tuple[np.ndarray, np.ndarray]]
+
+
+def _in_order(rows: np.ndarray, distances: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((rows, distances))[:k]
+    return rows[order], distances[order]
