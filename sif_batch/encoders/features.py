@@ -135,7 +135,7 @@ class FeatureNetwork(nn.Module):
     mean, std: of pixels in 0..255, in the order of the channels that the network sees.
     """
 
-    mean: Tensor
+    mean: Tensor  # (3,), as scale: of red, green, blue
     scale: Tensor
 
     def __init__(self, features: Features, pooling: str, mean: Tensor, std: Tensor, bgr: bool):
@@ -148,14 +148,18 @@ class FeatureNetwork(nn.Module):
         self.pooling, self.bgr, self.tokens = pooling, bgr, features.tokens
         self.trunk: nn.Module = features.own if pooling == "own" and features.own else features.trunk
         self.neck = nn.Identity() if pooling == "own" else features.neck
-        self.register_buffer("mean", mean.float().reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("scale", (1 / std.double()).float().reshape(1, 3, 1, 1), persistent=False)
+        scale = 1 / std.double()
+        for name, value in (("mean", mean), ("scale", scale)):
+            self.register_buffer(name, (value.flip(0) if bgr else value).float(), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = image.permute(0, 3, 1, 2).to(torch.float32)
+        size = image.shape[1]
+        rows = image.to(torch.float32).reshape(-1, size, 3 * size)  # by whole rows: three at a time is ten times slower
+        rows = (rows - self.mean.repeat(size)) * self.scale.repeat(size)
+        x = rows.reshape(-1, size, size, 3).permute(0, 3, 1, 2)
         if self.bgr:
             x = torch.stack([x[:, 2], x[:, 1], x[:, 0]], dim=1)
-        x = self.trunk((x - self.mean) * self.scale)
+        x = self.trunk(x)
         if self.pooling == "own":
             return x
         if self.pooling == "cls":

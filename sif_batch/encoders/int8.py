@@ -18,7 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from sif_batch.encoders.onnx_files import write_plain
 from sif_batch.encoders.onnx_graph import quiet
 
-RECIPE = 1  # raised when the rules below change a vector
+RECIPE = 2  # raised when the rules below change a vector
 BATCH = 4
 LEAD_CONVOLUTIONS, LEAD_SHARE = 3, 0.06  # so many of the first stay in float, as long as they are so little of the work
 WORK = ("Conv", "Gemm", "MatMul")
@@ -96,16 +96,15 @@ def _left_in_float(network: onnx.ModelProto, maps: dict[str, np.ndarray]) -> set
             strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [1, 1])
             size = float(np.prod(list(weights[node.input[1]].dims)))
             work[node.name] = size * float(np.prod(maps[node.name].shape[1:])) / float(np.prod(strides))
-    left: set[str] = set()
     lead: list[str] = []
     for name in list(work)[:LEAD_CONVOLUTIONS]:
-        if not lead or sum(work[n] for n in [*lead, name]) <= LEAD_SHARE * sum(work.values()):
+        if sum(work[n] for n in [*lead, name]) <= LEAD_SHARE * sum(work.values()):
             lead.append(name)
     places = {node.name: place for place, node in enumerate(nodes)}
-    if lead:
-        last = places[lead[-1]]
-        after = [n.name for n in nodes if n.op_type in ACTIVATIONS and n.input[0] in nodes[last].output]
-        left |= {node.name for node in nodes[: last + 1]} | set(after)
+    first = min((places[name] for name in work), default=0)
+    last = places[lead[-1]] + 1 if lead else first  # without any, what normalises the image stays in float
+    after = [n for n in nodes if lead and n.op_type in ACTIVATIONS and n.input[0] in nodes[last - 1].output]
+    left = {node.name for node in [*nodes[:last], *after]}
     end = max((places[node.name] for node in nodes if node.op_type in WORK), default=len(nodes))
     return left | {node.name for node in nodes[end + 1 :] if node.op_type not in ACTIVATIONS}
 

@@ -37,9 +37,13 @@ def put_normalisation(model: onnx.ModelProto, inner: str, channels_last: bool, s
         at = add("Gather", [at, constant("bgr", np.array([2, 1, 0], np.int64))], axis=3)
     if kind != TensorProto.UINT8:
         unit = 255 / spec.range
+        mean, scale = np.array(spec.mean) * unit, 1 / (np.array(spec.std) * unit)
         at = add("Cast", [at], to=TensorProto.FLOAT)
-        at = add("Sub", [at, constant("mean", (np.array(spec.mean) * unit).astype(np.float32))])
-        at = add("Mul", [at, constant("scale", (1 / (np.array(spec.std) * unit)).astype(np.float32))])
+        # By whole rows: three numbers at a time are ten times slower.
+        at = add("Reshape", [at, constant("rows", np.array([-1, size, 3 * size]))])
+        at = add("Sub", [at, constant("mean", np.tile(mean, size).astype(np.float32))])
+        at = add("Mul", [at, constant("scale", np.tile(scale, size).astype(np.float32))])
+        at = add("Reshape", [at, constant("pixels", np.array([-1, size, size, 3]))])
         at = add("Cast", [at], to=kind)
     if not channels_last:
         at = add("Transpose", [at], perm=[0, 3, 1, 2])

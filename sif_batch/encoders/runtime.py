@@ -79,9 +79,9 @@ class Encoder:
             seen = (box[2] - box[0], box[3] - box[1])
         scaled = (_side(seen[0] * scale, size), _side(seen[1] * scale, size))
         pixels = np.asarray(image.resize(scaled, RESAMPLE[spec.resample], box))
-        square = np.empty((size, size, 3), np.uint8)
-        square[:] = _border_mean(pixels)
         left, top = (size - scaled[0]) // 2, (size - scaled[1]) // 2
+        square = np.empty((size, size, 3), np.uint8)
+        square.reshape(size, -1)[:] = np.tile(_border_mean(pixels), size)  # row by row: pixel by pixel takes .3 ms
         square[top : top + scaled[1], left : left + scaled[0]] = pixels
         return square
 
