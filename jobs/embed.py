@@ -17,6 +17,7 @@ from sif_batch.child import ChildDied, shared_child, shared_children
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.devices import Lane, choose_devices, plan_lanes
 from sif_batch.encoders import read_spec
+from sif_batch.known import are_known, write_known
 from sif_batch.shards import OPEN, finish_plan, make_plan, open_plans, plan_encoder, plan_shards, save_plan
 from sif_batch.sources import Listing
 from sif_batch.sources.listing import listing_names
@@ -61,7 +62,8 @@ def embed_collection(
     """Bring the parts up to the listing: an unfinished plan first, under its own names, then the rest."""
     entries = listing.entries
     catalog = load_catalog(store, record.encoder)
-    before = set(catalog.parts)
+    before, told = set(catalog.parts), not len(catalog.rows)
+    known = catalog
     speed, devices = Speed(), None
     for unfinished in [*open_plans(store, record.encoder), None]:
         standing = standing_rows(entries, catalog, settings.max_attempts)
@@ -73,6 +75,9 @@ def embed_collection(
             name = save_plan(store, record.encoder, plan, record.sources, settings.limits)
         else:
             name, plan = unfinished, unfinished_part(plan_shards(store, unfinished), catalog, todo)
+        if len(plan) and not told:
+            write_known(store, record.encoder, known)
+            told = True
         if len(plan):
             devices = devices or choose_usable_devices(store, name, settings, reporter, speed)
             _run_shards(store, name, plan, devices, settings, reporter, speed)
@@ -137,11 +142,12 @@ def count(standing: Standing, stale: np.ndarray, catalog: Catalog, before: set[s
     is_new = np.array([part not in before for part in catalog.parts], bool)
     new = is_new[catalog.rows["part"].to_numpy()[standing.row]]
     good = standing.good
+    reused = int(are_known(catalog, standing.row[good & new], ~is_new).sum())
     counts: dict[str, Any] = {
         "listed": len(standing.row),
         "unchanged": int((good & ~new).sum()),
-        "embedded": int((good & new).sum()),
-        "reused": 0,
+        "embedded": int((good & new).sum()) - reused,
+        "reused": reused,
         "failed": int((~good & new).sum()),
         "failed_before": int((~good & ~new).sum()),
         "failed_by_kind": failures_by_kind(catalog, standing.row[~good]),

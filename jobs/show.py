@@ -19,6 +19,7 @@ def show_run(console: Console, result: dict[str, Any]) -> None:
         ("listed", result["listed"], ""),
         ("  unchanged", result["unchanged"], ""),
         ("  embedded", result["embedded"], ""),
+        ("  reused, their bytes being known", result["reused"], "reused"),
         ("  failed now", result["failed"], ""),
         ("  failed before", result["failed_before"], ""),
         ("ignored by name", result["ignored"], "ignored"),

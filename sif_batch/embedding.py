@@ -20,6 +20,7 @@ from sif_batch.devices import Lane
 from sif_batch.encoders import Encoder, read_spec
 from sif_batch.failures import ImageError
 from sif_batch.kernels import computes_int8, embedding_fingerprint, instruction_set
+from sif_batch.known import Known
 from sif_batch.parts import container_spans, encode_part, part_path
 from sif_batch.shards import OPEN, Limits, Shard, part_name, read_shard
 from sif_batch.sources.containers import Member, container_kind
@@ -58,9 +59,16 @@ class _Crew:
     """Threads that turn images into rows, never far behind the reader."""
 
     def __init__(
-        self, encoder: Encoder, threads: int, limits: Limits, lost: dict[int, str], suspects: list[int], report: Report
+        self,
+        encoder: Encoder,
+        threads: int,
+        limits: Limits,
+        known: Known,
+        lost: dict[int, str],
+        suspects: list[int],
+        report: Report,
     ):
-        self.encoder, self._threads, self._limits = encoder, threads, limits
+        self.encoder, self._threads, self._limits, self._known = encoder, threads, limits, known
         self._lost, self._suspects, self._report = lost, frozenset(suspects), report
         self._pool = ThreadPoolExecutor(threads)
         self._batch: list[_Image] = []
@@ -125,7 +133,7 @@ class _Crew:
         return seconds
 
     def _read(self, image: _Image, seconds: Seconds) -> np.ndarray | None:
-        """The image's pixels as network input, its row filled in; None: the row says why not."""
+        """The image's pixels as network input, its row filled in; None: the row says why not, or is known already."""
         row = image.row
         try:
             if image.number in self._lost:
@@ -135,6 +143,10 @@ class _Crew:
             data = image.read()
             read = time.perf_counter()
             row["sha256"] = hashlib.sha256(data).digest()
+            if found := self._known.find(row["sha256"], self._limits.max_pixels):
+                row["embedding"], row["width"], row["height"] = found.embedding, found.width, found.height
+                seconds["read"] += time.perf_counter() - started
+                return None
             pixels, row["width"], row["height"] = self.encoder.read_image(data, self._limits.max_pixels)
             seconds["read"] += read - started
             seconds["decode"] += time.perf_counter() - read
@@ -169,7 +181,8 @@ def embed_shard(
     store = Store(root)
     work = read_shard(store, plan, shard)
     encoder = load_encoder(root, work.encoder_id, lane.device)
-    with _Crew(encoder, lane.threads, work.limits, lost, suspects, report) as crew:
+    known = open_known(root, work.encoder_id, lane.device, plan)
+    with _Crew(encoder, lane.threads, work.limits, known, lost, suspects, report) as crew:
         if container_kind(work.spans[0]["path"]) is not None:
             _embed_container(store, work, crew, report)
         elif store.exists(part_path(work.encoder_id, work.part)):
@@ -282,6 +295,13 @@ def _write(
     data = encode_part(rows, spans, work.encoder_id, embedding_fingerprint(crew.encoder.fingerprint), superseded)
     store.create(part_path(work.encoder_id, name), data)
     crew.stats.seconds["write"] += time.perf_counter() - started
+
+
+@functools.lru_cache(maxsize=1)
+def open_known(root: str, encoder_id: str, device: str, plan: str) -> Known:
+    """What was known when this plan was made."""
+    fingerprint = embedding_fingerprint(load_encoder(root, encoder_id, device).fingerprint)
+    return Known(Store(root), encoder_id, fingerprint)
 
 
 @functools.lru_cache(maxsize=1)
