@@ -79,7 +79,12 @@ SOURCE_OPTIONS = (
         metavar="GLOB",
         help="Take files in whose path in the source matches, whatever their extension.",
     ),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave files out whose path in the source matches."),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="GLOB|@FILE",
+        help="Leave files out whose path in the source matches a glob, or a line of FILE, which is read every night.",
+    ),
     click.option("--image-column", metavar="NAME", help="Of Parquet sources: the column of image bytes."),
     click.option(
         "--keep",
@@ -170,6 +175,11 @@ INDEX_OPTIONS = (
         "--scratch",
         metavar="DIR",
         help="Folder for what does not fit into memory as a release is assembled. Default: in ROOT, or the system's.",
+    ),
+    click.option(
+        "--metadata",
+        metavar="TABLE",
+        help="Parquet or CSV, a path or URL: its columns join the images by `key`. ROOT records it; none forgets it.",
     ),
     click.option("--no-gate", is_flag=True, default=None, help="Publish whatever the gate says; history records it."),
 )
@@ -390,6 +400,68 @@ def publish(root: str, release: str | None, as_json: bool) -> None:
     from jobs import releases as jobs
 
     show_entry(jobs.publish_by_hand(root, release), as_json)
+
+
+@cli.command()
+@click.argument("old", metavar="ROOT|RELEASE|ROOT@N")
+@click.argument("new", required=False, metavar="[ROOT|RELEASE|ROOT@N]")
+@json_option
+def compare(old: str, new: str | None, as_json: bool) -> None:
+    """What differs between two releases.
+
+    Images added, deleted, moved, changed, with other columns; and settings. One ROOT alone: its last two releases. N is
+    a number of `sif-batch releases`, or the beginning of an id.
+    """
+    from jobs.compare import compare as work
+
+    report = work(old, new)
+    print_json(report) if as_json else show.show_differences(stdout(), report)
+
+
+@cli.group()
+def sources() -> None:
+    """The sources that ROOT records: list, add, replace, remove."""
+
+
+def _sources_command(name: str, replace: bool, text: str) -> None:
+    @sources.command(name, help=text)
+    @click.argument("root")
+    @click.argument("places", nargs=-1, required=True, metavar="[NAME=]SOURCE...")
+    @options_of(SOURCE_OPTIONS)
+    @json_option
+    def command(root: str, places: tuple[str, ...], as_json: bool, **options: Any) -> None:
+        from jobs.sources import add_sources
+
+        show_sources(add_sources(root, places, replace, **options), as_json)
+
+
+_sources_command("add", False, "Record more sources. The next run lists them.")
+_sources_command("replace", True, "Record other places under the names of sources that ROOT has.")
+
+
+@sources.command("list")
+@click.argument("root")
+@json_option
+def sources_list(root: str, as_json: bool) -> None:
+    """The sources that ROOT records."""
+    from jobs.sources import list_recorded
+
+    show_sources(list_recorded(root), as_json)
+
+
+@sources.command("remove")
+@click.argument("root")
+@click.argument("name")
+@json_option
+def sources_remove(root: str, name: str, as_json: bool) -> None:
+    """Forget a source. The next run takes its images out of the index."""
+    from jobs.sources import remove_source
+
+    show_sources(remove_source(root, name), as_json)
+
+
+def show_sources(report: dict[str, Any], as_json: bool) -> None:
+    print_json(report) if as_json else show.show_sources(stdout(), report["sources"])
 
 
 @cli.command()

@@ -19,6 +19,7 @@ from sif_batch.config import RootRecord, SifBatchError, canonical_json
 from sif_batch.gate import all_finite, check_sanity, fresh_rows, judge, measure_fresh, measure_recall
 from sif_batch.history import publish, read_top
 from sif_batch.lease import Lease
+from sif_batch.metadata import join_metadata
 from sif_batch.quantizer import QuantizerRecord, load_quantizer, must_retrain, read_record, train_quantizer
 from sif_batch.query import Index
 from sif_batch.standing import live_rows
@@ -51,10 +52,14 @@ def index_collection(
     embedded: Embedded,
     settings: RunSettings,
     reporter: Reporter,
+    metadata: pa.Table | None = None,
 ) -> Indexed:
     """Assemble a release of the live rows, measure it, and publish it if the gate lets it pass, unless held."""
     catalog, counts = embedded.catalog, embedded.counts
     live = live_rows(catalog, embedded.live, record.sources)
+    if metadata is not None:
+        live, found = join_metadata(live, metadata)
+        reporter.say(f"metadata: {found} of {len(live)} images have a row in {record.metadata}, of {len(metadata)}")
     used = sorted(pc.unique(live["part"]).to_pylist())
     top = read_top(store)
     parent = _manifest(store, top["release"]) if top else None

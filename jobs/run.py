@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import pyarrow as pa
+
 from jobs.bottleneck import bottleneck, embedding_figures
 from jobs.embed import Embedded, embed_collection, ledger_of
 from jobs.index import Indexed, index_collection
@@ -19,8 +21,10 @@ from sif_batch.encoders.choose import Chosen
 from sif_batch.encoders.spec import check_encoder
 from sif_batch.history import cache_latest, read_top
 from sif_batch.lease import Lease, holding
+from sif_batch.metadata import read_metadata
 from sif_batch.release import shape_of
 from sif_batch.sources import Listing, list_sources
+from sif_batch.sources.files import expand_exclusions
 from sif_batch.sources.listing import listing_names
 from sif_batch.storage import Store
 
@@ -53,11 +57,14 @@ def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HAL
             lease = held.enter_context(holding(store, " ".join(halves), reporter.say))
             old = read_record(store)
         seconds: dict[str, float] = {}
-        record, chosen = decide_record(store, old, settings, reporter.say)
+        recorded, chosen = decide_record(store, old, settings, reporter.say)
+        record = recorded.model_copy(update={"sources": expand_exclusions(recorded.sources)})
+        metadata = read_metadata(record.metadata) if record.metadata and "index" in halves else None
         if "embed" in halves:
             with timed(seconds, "list"):
                 listing = list_collection(record, reporter)
             record, chosen = settle_encoder(store, old, record, chosen, listing, settings, reporter)
+            recorded = recorded.model_copy(update={"encoder": record.encoder})
         # Nothing was written before this line, but the lease of a ROOT that stood.
         if old is None:
             lease = held.enter_context(holding(store, " ".join(halves), reporter.say))
@@ -67,10 +74,10 @@ def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HAL
         night.seconds |= seconds
         store.sweep()
         # A kind of index is recorded once it has made a release: one that cannot must not stay for later nights.
-        recorded = record.model_copy(update={"index": old.index if old else IndexSettings()})
+        proven = recorded.model_copy(update={"index": old.index if old else IndexSettings()})
         if "embed" in halves:
             install_encoder(store, chosen.spec, chosen.model, chosen.float_model)
-            store.replace("root.json", recorded.canonical())
+            store.replace("root.json", proven.canonical())
             listing_name = listing.save(store)
             if chosen.figures is not None:
                 night.result["int8"] = chosen.figures
@@ -78,16 +85,20 @@ def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HAL
             listing_name = _newest_listing(store)
             listing = Listing.load(store, listing_name)
         check_encoder(store, record.encoder)
-        return _work(night, record, recorded, chosen, listing, listing_name, halves)
+        result = _work(night, record, chosen, listing, listing_name, metadata, halves)
+        if result["outcome"] in ("published", "unchanged") and recorded != proven:
+            lease.check()
+            store.replace("root.json", recorded.canonical())
+        return result
 
 
 def _work(
     night: Night,
     record: RootRecord,
-    recorded: RootRecord,
     chosen: Chosen,
     listing: Listing,
     listing_name: str,
+    metadata: pa.Table | None,
     halves: tuple[str, ...],
 ) -> dict[str, Any]:
     """Embed, index and write down what came of it, whatever that is."""
@@ -106,10 +117,7 @@ def _work(
         }
         if "index" in halves:
             result["outcome"] = "error"
-            result |= _index(night, record, embedded)
-            if result["outcome"] not in ("refused", "held") and record != recorded:
-                night.lease.check()
-                store.replace("root.json", record.canonical())
+            result |= _index(night, record, embedded, metadata)
     except (SifBatchError, OSError) as error:
         result |= {"outcome": "error", "error": str(error), "remedy": getattr(error, "remedy", "")}
         raise
@@ -120,7 +128,7 @@ def _work(
     return result
 
 
-def _index(night: Night, record: RootRecord, embedded: Embedded) -> dict[str, Any]:
+def _index(night: Night, record: RootRecord, embedded: Embedded, metadata: pa.Table | None) -> dict[str, Any]:
     counts = embedded.counts
     if not counts["in_index"]:
         kinds = ", ".join(f"{n} {kind}" for kind, n in counts["failed_by_kind"].items())
@@ -129,7 +137,7 @@ def _index(night: Night, record: RootRecord, embedded: Embedded) -> dict[str, An
             remedy=f"sif-batch status {night.settings.root} --failures says why for each",
         )
     with timed(night.seconds, "index"):
-        indexed = index_collection(night.store, night.lease, record, embedded, night.settings, night.reporter)
+        indexed = index_collection(night.store, night.lease, record, embedded, night.settings, night.reporter, metadata)
     return index_figures(indexed, night.settings)
 
 

@@ -53,6 +53,7 @@ class RunSettings(Frozen):
     index: dict[str, Any] = Field(default_factory=dict)
     scratch: str | None = None
     int8: Int8Settings = Int8Settings()
+    metadata: str | None = None
     beam: tuple[str, ...] = ()
 
 
@@ -110,7 +111,13 @@ def decide_record(
     index = old.index if old else IndexSettings()
     index = IndexSettings.model_validate(index.model_dump() | settings.index)
     sources = tuple(merged[name] for name in sorted(merged))
-    return RootRecord(sources=sources, encoder=chosen.spec.id, index=index), chosen
+    metadata = place_of(settings.metadata) if settings.metadata else old.metadata if old else None
+    return RootRecord(sources=sources, encoder=chosen.spec.id, index=index, metadata=metadata), chosen
+
+
+def place_of(place: str) -> str | None:
+    """A path as it is recorded, absolute; a URL as it is; None for `none`."""
+    return None if place == "none" else place if "://" in place else os.path.abspath(place)
 
 
 def check_apart(store: Store, sources: Sequence[Source]) -> None:

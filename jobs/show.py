@@ -148,6 +148,31 @@ def show_damage(console: Console, report: dict[str, Any]) -> None:
     console.print(table)
 
 
+def show_sources(console: Console, sources: Sequence[dict[str, Any]]) -> None:
+    table = _table("source", "place", "options")
+    for source in sources:
+        options = {name: value for name, value in source.items() if name not in ("name", "url") and value}
+        table.add_row(source["name"], source["url"], ", ".join(f"{name} {value}" for name, value in options.items()))
+    console.print(table)
+
+
+MOST_SHOWN = 20
+
+
+def show_differences(console: Console, report: dict[str, Any]) -> None:
+    say = functools.partial(console.print, soft_wrap=True)
+    say(f"from {report['old']}\nto   {report['new']}")
+    for name in ("added", "deleted", "moved", "changed", "relabelled"):
+        found = report[name]
+        say(f"{len(found):>9,} {name}")
+        for one in found[:MOST_SHOWN]:
+            say(f"          {one if isinstance(one, str) else ' -> '.join(one)}")
+        if len(found) > MOST_SHOWN:
+            say("          ...")
+    for name, (old, new) in report["settings"].items():
+        say(f"{name}: {old} -> {new}")
+
+
 def show_garbage(console: Console, report: dict[str, Any]) -> None:
     table = _table("no longer needed", "bytes")
     for one in report["garbage"]:

@@ -91,12 +91,16 @@ class Int8Settings(Frozen):
 
 
 class RootRecord(Frozen):
-    """root.json: what ROOT has chosen once, so that a new default or other hardware never changes it."""
+    """root.json: what ROOT has chosen once, so that a new default or other hardware never changes it.
+
+    metadata: where a table lies whose columns join the images by key.
+    """
 
     layout: int = LAYOUT
     sources: tuple[Source, ...]
     encoder: str
     index: IndexSettings
+    metadata: str | None = None
 
 
 def canonical_json(value: Any) -> bytes:

@@ -230,6 +230,11 @@ class Index:
         """The rows kept for re-ranking, segment by segment, mapped; none where codes alone are kept."""
         return [segment.rows for segment in self.segments.all if segment.rows is not None]
 
+    @property
+    def columns(self) -> list[str]:
+        """The names that `column` takes."""
+        return list(self._images.column_names)
+
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of the images, in order of rows: key, uri, folder, ..."""
         if name not in self._schema.names:

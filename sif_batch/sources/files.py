@@ -10,7 +10,7 @@ import fnmatch
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -144,14 +144,49 @@ def remote_version(info: dict[str, Any]) -> str:
     return f"{info['size']}-{time.timestamp() if isinstance(time, datetime) else time}"
 
 
+def expand_exclusions(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """The sources with each `@FILE` among their `exclude` replaced by its lines: globs or paths, # begins a comment.
+
+    Raises SifBatchError for a file that cannot be read: what must stay out would come in.
+    """
+    expanded = []
+    for source in sources:
+        globs: list[str] = []
+        for glob in source.exclude:
+            globs += _read_lines(glob[1:]) if glob.startswith("@") else [glob]
+        expanded.append(source.model_copy(update={"exclude": tuple(globs)}))
+    return tuple(expanded)
+
+
+def _read_lines(place: str) -> list[str]:
+    fs, path = open_filesystem(place)
+    try:
+        text = bytes(fs.cat_file(path)).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SifBatchError(
+            f"--exclude @{place}: cannot be read ({error})", remedy="restore it, or name the source again without it"
+        ) from error
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _matcher(globs: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a path is one of these or matches one; as fast for many paths as for few."""
+    plain = frozenset(glob for glob in globs if not WILDCARD.search(glob))
+    patterns = [fnmatch.translate(glob) for glob in globs if glob not in plain]
+    matches = re.compile("|".join(patterns)).match if patterns else lambda path: None
+    return lambda path: path in plain or bool(matches(path))
+
+
 def entry_rule(source: Source) -> Callable[[str], bool]:
     """Which paths inside the source, or names inside its containers, are images to be."""
     container = container_kind(source.url)
+    excluded, included = _matcher(source.exclude), _matcher(source.include)
 
     def is_entry(path: str) -> bool:
-        if any(fnmatch.fnmatchcase(path, glob) for glob in source.exclude):
+        if excluded(path):
             return False
-        if any(fnmatch.fnmatchcase(path, glob) for glob in source.include):
+        if included(path):
             return True
         if path.startswith(".") or "/." in path:
             return False
