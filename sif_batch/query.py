@@ -233,7 +233,7 @@ class Index:
     @property
     def columns(self) -> list[str]:
         """The names that `column` takes."""
-        return list(self._images.column_names)
+        return list(self._schema.names)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of the images, in order of rows: key, uri, folder, ..."""
