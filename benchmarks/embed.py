@@ -135,7 +135,7 @@ def run_ours(images: Path, scratch: Path, encoder: str, precision: str, prepared
     root = scratch / "root"
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(prepared, root)
-    command = [sys.executable, "-m", "jobs.cli", "run", str(images), str(root), "--no-gate", "--json"]
+    command = [sys.executable, "-m", "jobs.cli", "run", str(images), str(root), "--no-gate", "--no-report", "--json"]
     ours = watch([*command, "--precision", precision])
     figures = ours["embedding"]
     return ours | {"images_per_s": figures["images_per_s"], "startup_s": figures["first_image_s"]}
@@ -154,6 +154,7 @@ def prepare_root(images: Path, scratch: Path, encoder: str, precision: str) -> t
         "--encoder",
         encoder,
         "--no-gate",
+        "--no-report",
         "--json",
     ]
     command += ["--random-weights"] if encoder == "resnet18" else []

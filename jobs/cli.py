@@ -125,6 +125,16 @@ EMBED_OPTIONS = (
     click.option("--labels", type=click.Choice(["folder"]), help="Judge int8 by the mAP of these labels instead."),
     click.option("--max-map-loss", type=click.FloatRange(0, 1), help="With --labels: mAP that int8 may cost."),
 )
+REPORT_OPTIONS = (
+    click.option(
+        "--report/--no-report",
+        default=None,
+        envvar="SIF_BATCH_REPORT",
+        show_envvar=True,
+        help="Write report.html and the map beside run.json. Default: yes, where the extra `report` is installed.",
+    ),
+)
+
 INDEX_OPTIONS = (
     click.option(
         "--family",
@@ -199,7 +209,7 @@ def options_of(*groups: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
 
 @cli.command()
 @PLACES
-@options_of(ENCODER_OPTIONS, SOURCE_OPTIONS, EMBED_OPTIONS, INDEX_OPTIONS)
+@options_of(ENCODER_OPTIONS, SOURCE_OPTIONS, EMBED_OPTIONS, INDEX_OPTIONS, REPORT_OPTIONS)
 @json_option
 def run(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """List, embed what is new, index, measure, publish: the nightly job.
@@ -212,7 +222,7 @@ def run(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @PLACES
-@options_of(ENCODER_OPTIONS, SOURCE_OPTIONS, EMBED_OPTIONS)
+@options_of(ENCODER_OPTIONS, SOURCE_OPTIONS, EMBED_OPTIONS, REPORT_OPTIONS)
 @json_option
 def embed(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """The first half of run: list and embed what is new.
@@ -224,7 +234,7 @@ def embed(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @click.argument("places", nargs=-1, required=True, metavar="ROOT [-- BEAM OPTIONS]")
-@options_of(INDEX_OPTIONS)
+@options_of(INDEX_OPTIONS, REPORT_OPTIONS)
 @json_option
 def index(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """The second half of run: index, measure and publish.
@@ -405,16 +415,17 @@ def publish(root: str, release: str | None, as_json: bool) -> None:
 @cli.command()
 @click.argument("old", metavar="ROOT|RELEASE|ROOT@N")
 @click.argument("new", required=False, metavar="[ROOT|RELEASE|ROOT@N]")
+@click.option("--out", metavar="FILE.html", help="Write a page there that shows whose neighbours changed.")
 @json_option
-def compare(old: str, new: str | None, as_json: bool) -> None:
+def compare(old: str, new: str | None, out: str | None, as_json: bool) -> None:
     """What differs between two releases.
 
-    Images added, deleted, moved, changed, with other columns; and settings. One ROOT alone: its last two releases. N is
-    a number of `sif-batch releases`, or the beginning of an id.
+    Images added, deleted, moved, changed, with other columns; settings; and of a sample of images how many neighbours
+    stayed. One ROOT alone: its last two releases. N is a number of `sif-batch releases`, or the beginning of an id.
     """
     from jobs.compare import compare as work
 
-    report = work(old, new)
+    report = work(old, new, out)
     print_json(report) if as_json else show.show_differences(stdout(), report)
 
 
@@ -571,6 +582,23 @@ def map_(place: str, sample: int, label: str, out: str | None, as_json: bool) ->
         print_json({"files": files})
     for path in files.values() if not as_json else ():
         click.echo(path)
+
+
+@cli.command()
+@click.argument("root")
+@click.argument("run", required=False)
+@click.option("--out", metavar="FILE.html", help="Write it there. Default: report.html beside the run's run.json.")
+@json_option
+def report(root: str, run: str | None, out: str | None, as_json: bool) -> None:
+    """Tell a run as one page.
+
+    The ledger, the gate, the time, what changed, a map, answers with their pictures: one file that needs no network.
+    Every run makes its own; this makes it again. RUN is the beginning of its id; without it, the newest.
+    """
+    from jobs.report import report_run
+
+    path = report_run(root, run, out, Reporter().say)
+    print_json({"report": path}) if as_json else click.echo(path)
 
 
 def split_beam_options(places: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

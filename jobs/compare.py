@@ -1,26 +1,30 @@
 """Compare: what differs between two releases."""
 
-from dataclasses import asdict
 from typing import Any
 
-from sif_batch.compare import compare_releases
+from jobs.neighbours import compare_neighbours, write_comparison
+from jobs.pages import check_extra
 from sif_batch.config import SifBatchError
 from sif_batch.history import find_sealed, read_history
 from sif_batch.query import Index
 from sif_batch.storage import Store
 
 
-def compare(old: str, new: str | None) -> dict[str, Any]:
+def compare(old: str, new: str | None, out: str | None = None) -> dict[str, Any]:
     """The differences from one release to another. old, new: a ROOT, a release or ROOT@RELEASE; of one ROOT alone its
-    last two releases."""
+    last two releases. out: a page to write, which shows whose neighbours changed."""
+    if out:
+        check_extra()
     if new is None:
         history = read_history(Store(old))
         before = [entry["release"] for entry in history if history and entry["release"] != history[-1]["release"]]
         if not before:
             raise SifBatchError(f"{old} has no two releases", remedy="give two: sif-batch compare A B")
         old, new = f"{old}@{before[-1]}", old
-    a, b = open_release(old), open_release(new)
-    return {"old": a.release, "new": b.release, **asdict(compare_releases(a, b))}
+    comparison = compare_neighbours(open_release(old), open_release(new))
+    if out:
+        write_comparison(comparison, out)
+    return comparison.report
 
 
 def open_release(place: str) -> Index:

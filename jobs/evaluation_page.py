@@ -6,11 +6,8 @@ from typing import Any
 
 from jobs import plots
 from jobs.evaluate import Evaluation, worst_pictures
-from jobs.pages import render, write_file
+from jobs.pages import picture_of, render, write_file
 from jobs.show import FIGURES, STAGES, evaluation_notes, evaluation_split
-from sif_batch.pictures import find_thumbnail
-
-SIDE = 112
 
 
 def write_evaluation(evaluation: Evaluation, out: str) -> None:
@@ -75,12 +72,5 @@ def draw(report: dict[str, Any]) -> dict[str, str | None]:
 
 def _strip(evaluation: Evaluation, row: dict[str, Any]) -> dict[str, Any]:
     """A worst query with pictures."""
-    keys, uris = evaluation.index.column("key"), evaluation.index.column("uri")
-
-    def picture(number: int, kind: str = "") -> dict[str, Any]:
-        key = keys[number].as_py()
-        caption = key.partition("/")[2]
-        return {"image": find_thumbnail(uris[number].as_py(), SIDE), "caption": caption, "title": key, "kind": kind}
-
-    hits = [picture(number, "good" if relevant else "bad") for number, relevant in row["hits"]]
-    return row | {"query": picture(row["query"]), "hits": hits}
+    hits = [picture_of(evaluation.index, number, "good" if good else "bad") for number, good in row["hits"]]
+    return row | {"query": picture_of(evaluation.index, row["query"]), "hits": hits}

@@ -45,10 +45,10 @@ def map_release(place: str, size: int, label: str, out: str | None, say: Say) ->
     return {name: f"{folder}/{name}" for name in files}
 
 
-def map_files(found: Map, index: Index) -> dict[str, bytes]:
-    """map.html, map.png and map.parquet."""
-    links = index.column("uri").slice(0, len(found)).to_pylist()
-    page = render("map.html", values=page_values(found, links), release=index.release, rows=len(index))
+def map_files(found: Map, index: Index, values: dict[str, Any] | None = None) -> dict[str, bytes]:
+    """map.html, map.png and map.parquet. values: `page_values` of the map, where they are there already."""
+    values = values or page_values(found, index.column("uri").slice(0, len(found)).to_pylist())
+    page = render("map.html", values=values, release=index.release, rows=len(index))
     return {"map.html": page, "map.png": png_bytes(draw_map(found)), "map.parquet": found.encode()}
 
 

@@ -121,13 +121,16 @@ def _known(table: pa.Table, last: Map) -> np.ndarray:
 
 
 def reduce_to(vectors: np.ndarray, components: int) -> np.ndarray:
-    """Unit vectors (n, d) on their first principal components: (n, at least 2) float32."""
-    from sklearn.decomposition import PCA
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):  # beside a busy neighbour spinning threads take many times as long
-        found = PCA(components, svd_solver="randomized", random_state=SEED).fit_transform(vectors)
-    return np.pad(found, ((0, 0), (0, max(0, 2 - components)))).astype(np.float32)
+    """Vectors (n, d) on their first principal components, each with its largest entry positive: (n, >= 2) float32."""
+    x = vectors - vectors.mean(axis=0, dtype=np.float64)
+    if len(x) < x.shape[1]:
+        values, found = np.linalg.eigh(x @ x.T)
+        scores = found * np.sqrt(np.maximum(values, 0))
+    else:
+        scores = x @ np.linalg.eigh(x.T @ x)[1]
+    scores = scores[:, ::-1][:, :components]
+    scores = scores * np.sign(scores[np.abs(scores).argmax(axis=0), np.arange(scores.shape[1])])
+    return np.pad(scores, ((0, 0), (0, max(0, 2 - components)))).astype(np.float32)
 
 
 def place_by_tsne(x: np.ndarray) -> np.ndarray:
@@ -139,7 +142,7 @@ def place_by_tsne(x: np.ndarray) -> np.ndarray:
         return x[:, :2].copy()
     perplexity = min(PERPLEXITY, (len(x) - 1) / 3)
     begin = x[:, :2] / max(1e-12, float(x[:, 0].std())) * 1e-4
-    with threadpool_limits(1):
+    with threadpool_limits(1):  # beside a busy neighbour spinning threads take many times as long
         found = TSNE(2, perplexity=perplexity, init=begin, random_state=SEED, max_iter=500, n_jobs=1).fit_transform(x)
     return np.asarray(found, np.float32)
 

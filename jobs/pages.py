@@ -12,7 +12,10 @@ from PIL import Image
 import sif_batch
 from jobs.progress import format_seconds
 from sif_batch.config import SifBatchError
+from sif_batch.pictures import find_thumbnail
+from sif_batch.query import Index
 
+SIDE = 112  # pixels of a thumbnail
 NEEDS = {"jinja2": "Jinja2", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}
 
 
@@ -56,6 +59,13 @@ def format_bytes(size: float) -> str:
     return f"{size:.1f} GB"
 
 
+def picture_of(index: Index, row: int, kind: str = "", caption: str = "") -> dict[str, Any]:
+    """What the templates show of a row: its thumbnail, its key, and a caption, by default the key's end."""
+    key = index.column("key")[row].as_py()
+    image = find_thumbnail(index.column("uri")[row].as_py(), SIDE)
+    return {"image": image, "caption": caption or key.partition("/")[2], "title": key, "kind": kind}
+
+
 def data_url(image: Image.Image, quality: int = 72) -> str:
     """The image inside the page, as WebP."""
     sink = io.BytesIO()
@@ -65,7 +75,7 @@ def data_url(image: Image.Image, quality: int = 72) -> str:
 
 def png_bytes(image: Image.Image) -> bytes:
     sink = io.BytesIO()
-    image.save(sink, "PNG", optimize=True)
+    image.save(sink, "PNG")
     return sink.getvalue()
 
 

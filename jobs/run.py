@@ -12,6 +12,7 @@ from jobs.embed import Embedded, embed_collection, ledger_of
 from jobs.index import Indexed, index_collection
 from jobs.lowering import lower_encoder, say_cost
 from jobs.progress import Reporter
+from jobs.report import try_report
 from jobs.runs import new_run_id, utc, write_run
 from jobs.settings import RunSettings, decide_record, read_record
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError
@@ -125,6 +126,8 @@ def _work(
         result["seconds"] = {name: round(value, 3) for name, value in night.seconds.items()}
         store.sweep()
         write_run(store, night.id, night.settings, night.started, listing_name, parent, result)
+        if night.settings.report:
+            try_report(store, night.id, night.reporter.say)
     return result
 
 

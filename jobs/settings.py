@@ -55,6 +55,7 @@ class RunSettings(Frozen):
     int8: Int8Settings = Int8Settings()
     metadata: str | None = None
     beam: tuple[str, ...] = ()
+    report: bool = True
 
 
 def read_record(store: Store) -> RootRecord | None:

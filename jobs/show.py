@@ -171,6 +171,17 @@ def show_differences(console: Console, report: dict[str, Any]) -> None:
             say("          ...")
     for name, (old, new) in report["settings"].items():
         say(f"{name}: {old} -> {new}")
+    neighbours = report["neighbours"]
+    if neighbours["asked"]:
+        kept = f"{neighbours['kept_at_10']:.1%} of the ten nearest stayed"
+        say(f"{kept}, asked with {neighbours['asked']}; most changed: {_most_changed(neighbours)}")
+    if report["mean_cosine"] is not None:
+        say(f"{report['mean_cosine']:.4f} cosine of the mean vectors")
+
+
+def _most_changed(neighbours: dict[str, Any]) -> str:
+    changed = [f"{row['key']} ({row['kept']:.0%} kept)" for row in neighbours["changed_most"] if row["kept"] < 1]
+    return ", ".join(changed) or "none"
 
 
 def show_garbage(console: Console, report: dict[str, Any]) -> None:

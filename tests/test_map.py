@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import Finished
 from PIL import Image
 from synthetic import DIMENSION, Row, build_release, entries_of, make_root, paths
 
-from jobs.map_page import COLOURS, colour_numbers, draw_map, map_files, map_release, page_values, scaled
-from jobs.mapping import SCHEMA, TILE, Map, make_map, open_tile, place_among
+from jobs.map_page import COLOURS, colour_numbers, draw_map, map_files, page_values, scaled
+from jobs.mapping import SCHEMA, TILE, Map, make_map, place_among, reduce_to
 from jobs.pages import render
-from sif_batch.config import SifBatchError
 from sif_batch.query import Index
 
 
@@ -87,6 +85,17 @@ def test_a_new_point_goes_to_the_middle_of_its_five_nearest() -> None:
     assert np.array_equal(found[:7], places) and np.allclose(found[7], places[:5].mean(axis=0))
 
 
+@pytest.mark.parametrize("rows", [30, 200])
+def test_components_are_those_of_scikit_learn(rows: int) -> None:
+    from sklearn.decomposition import PCA
+
+    x = np.random.default_rng(3).normal(size=(rows, 60)) * np.linspace(3, 1, 60)
+    expected = PCA(5, svd_solver="full").fit_transform(x)
+    found = reduce_to(x.astype(np.float32), 5)
+    assert np.allclose(np.abs(found), np.abs(expected), atol=1e-4)
+    assert (found[np.abs(found).argmax(axis=0), np.arange(5)] > 0).all()
+
+
 def test_colours_go_by_frequency_and_repeat() -> None:
     names, numbers = colour_numbers(Map("x", points(30, lambda i: None if i < 3 else "ab"[i % 5 == 0])))
     assert names == ["a", "b"] and set(numbers[:3]) == {len(COLOURS)} and set(numbers[3:]) == {0, 1}
@@ -120,25 +129,6 @@ def test_the_page_holds_every_point_and_its_image(index: Index) -> None:
     many = page_values(Map("x", points(1025)), ["s3://b/a.jpg", "/a b.jpg", "https://x/a.jpg", "/t.parquet#row=1"])
     assert len(many["sheets"]) == 2  # 1,024 in the first
     assert many["links"] == [None, "file:///a%20b.jpg", "https://x/a.jpg", None]
-
-
-def test_the_map_stands_beside_its_run(sif_batch: Callable[..., Finished], photos: Callable[[int], Path]) -> None:
-    source = photos(12)
-    root = source.parent / "root"
-    assert sif_batch("run", source, root).code == 0
-    made = sif_batch("map", root, "--sample", 10, "--json").json["files"]
-    (run,) = (root / "runs").iterdir()
-    assert {Path(path).parent for path in made.values()} == {run}
-    table = Map.decode((run / "map.parquet").read_bytes()).points
-    assert len(table) == 10 and table["tile"].null_count == 0
-    assert max(open_tile(table["tile"][0].as_py()).size) == TILE  # type: ignore[union-attr]
-    release = str(root / "releases" / (root / "LATEST").read_text().strip())
-    with pytest.raises(SifBatchError, match="no run of it is known"):
-        map_release(release, 5, "folder", None, print)
-    with pytest.raises(SifBatchError, match="no column 'colour'"):
-        map_release(release, 5, "colour", str(root.parent / "out"), print)
-    map_release(release, 5, "folder", str(root.parent / "out"), print)
-    assert (root.parent / "out/map.png").stat().st_size > 10_000
 
 
 BENCH = """
