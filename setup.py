@@ -72,5 +72,5 @@ setup(
         "test": TEST,
         **STORES,
     },
-    entry_points={"console_scripts": ["sif-batch = jobs.cli:main"]},
+    entry_points={"console_scripts": ["sif-batch = jobs.cli:main", "sif-batch-worker = jobs.worker:main"]},
 )

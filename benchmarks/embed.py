@@ -190,7 +190,7 @@ import json, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
-from jobs.settings import usable_cores
+from sif_batch.devices import usable_cores
 from sif_batch.embedding import load_encoder
 encoder = load_encoder(sys.argv[1], json.loads((Path(sys.argv[1]) / "root.json").read_text())["encoder"], "cpu")
 files = [path.read_bytes() for path in sorted(Path(sys.argv[2]).iterdir())[:256]]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jobs.embed import Speed
-from jobs.settings import usable_cores
+from sif_batch.devices import usable_cores
 from sif_batch.kernels import computes_int8
 
 ADVICE = {  # by what limits embedding
@@ -27,6 +27,7 @@ def embedding_figures(speed: Speed) -> dict[str, Any]:
         "processes": len(speed.lanes),
         "threads": speed.threads,
         "thread_s": spent,
+        "shards_by_worker": speed.shards,
     }
 
 
@@ -43,7 +44,7 @@ def bottleneck(speed: Speed | None, int8: bool) -> str | None:
     advice = ADVICE[limit]
     if limit == "network" and not int8 and computes_int8():
         advice = "--precision int8, at about half the network's time"
-    if speed.threads < usable_cores() and limit in ("decode", "network"):
+    if speed.lanes and speed.threads < usable_cores() and limit in ("decode", "network"):
         advice = f"--workers {usable_cores()}, as many as there are cores"
     split = ", ".join(f"{stage} {share:.0%}" for share, stage in shares[1:] if share >= 0.005)
     return f"{limit}: {shares[0][0]:.0%} of core time ({split}); most would help: {advice}"

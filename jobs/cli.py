@@ -16,6 +16,7 @@ from rich.console import Console
 import sif_batch
 from jobs import show
 from jobs.progress import Reporter
+from pipelines.engines import stop_serving
 from sif_batch.child import close_shared_children
 from sif_batch.config import GateSettings, IndexSettings, Int8Settings, SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
@@ -601,6 +602,19 @@ def report(root: str, run: str | None, out: str | None, as_json: bool) -> None:
     print_json({"report": path}) if as_json else click.echo(path)
 
 
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option("--id", "worker_id", required=True, help="Which worker this is.")
+@click.option("--provision_endpoint", required=True, metavar="HOST:PORT", help="Where the engine says all else.")
+def worker(worker_id: str, provision_endpoint: str) -> None:
+    """What a node of a Flink or Spark cluster runs.
+
+    An engine starts it, as `sif-batch-worker`: see docs/engines.md. Other options that it gives are passed over.
+    """
+    from jobs.worker import boot
+
+    boot(worker_id, provision_endpoint)
+
+
 def split_beam_options(places: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """click takes `--` away: what begins with -- behind the places is Beam's."""
     first = next((i for i, place in enumerate(places) if place.startswith("--")), len(places))
@@ -637,6 +651,10 @@ def fail(error: BaseException, as_json: bool) -> int:
 
 def interrupted(number: int, frame: object) -> None:
     """Stop at once: all that stands is whole, and what was in work is not there. ROOT is given back."""
+    if "pipelines.runner" in sys.modules:
+        from pipelines.runner import cancel
+
+        cancel()
     slow = threading.Timer(GIVE_BACK_S, os._exit, [128 + number])  # the store does not answer: the lease ends by itself
     slow.daemon = True
     slow.start()
@@ -668,6 +686,7 @@ def guarded(command: Callable[[], Any], as_json: bool) -> int:
         return fail(RuntimeError(f"a defect of sif-batch: {type(error).__name__}: {error}"), as_json)
     finally:
         close_shared_children()
+        stop_serving()
 
 
 def main() -> None:

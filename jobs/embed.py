@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.progress import Reporter, process_age_s
+from jobs.progress import Reporter, process_age_s, watching_folder
 from jobs.settings import RunSettings
+from pipelines.engines import in_this_process
 from sif_batch.catalog import Catalog, load_catalog
 from sif_batch.child import ChildDied, shared_child, shared_children
 from sif_batch.config import RootRecord, SifBatchError
-from sif_batch.devices import Lane, choose_devices, plan_lanes
+from sif_batch.devices import Lane, OwnLanes, choose_devices, plan_lanes
 from sif_batch.encoders import read_spec
 from sif_batch.known import are_known, write_known
 from sif_batch.shards import OPEN, finish_plan, make_plan, open_plans, plan_encoder, plan_shards, save_plan
@@ -50,6 +51,7 @@ class Speed:
     first_image_s: float | None = None
     working_s: float = 0.0
     thread_s: dict[str, float] = field(default_factory=dict)
+    shards: dict[str, int] = field(default_factory=dict)
 
     @property
     def threads(self) -> int:
@@ -79,8 +81,11 @@ def embed_collection(
             write_known(store, record.encoder, known)
             told = True
         if len(plan):
-            devices = devices or choose_usable_devices(store, name, settings, reporter, speed)
-            _run_shards(store, name, plan, devices, settings, reporter, speed)
+            if in_this_process(settings.beam):
+                devices = devices or choose_usable_devices(store, name, settings, reporter, speed)
+                _run_shards(store, name, plan, devices, settings, reporter, speed)
+            else:
+                _run_shards_elsewhere(store, name, plan, settings, reporter, speed)
         finish_plan(store, name)
         catalog = load_catalog(store, record.encoder)
     return _settle(store, listing, listing_name, catalog, before, settings, speed if speed.images else None)
@@ -213,12 +218,39 @@ def _run_shards(
         Progress.update = staticmethod(on_progress)
         transform = embed.EmbedShards(store.url, name, shards, lanes, settings.image_timeout)
         counters = run_pipeline(transform, settings.beam)
-        speed.working_s += ended - began[0] if began else 0.0
-        speed.images += counters.pop("images", 0)
-        for key, value in counters.items():
-            if key.endswith("_ms"):
-                stage = key.removesuffix("_ms")
-                speed.thread_s[stage] = speed.thread_s.get(stage, 0.0) + value / 1000
+    speed.working_s += ended - began[0] if began else 0.0
+    _add_counters(speed, counters)
+
+
+def _run_shards_elsewhere(
+    store: Store, name: str, plan: pa.Table, settings: RunSettings, reporter: Reporter, speed: Speed
+) -> None:
+    """On a cluster, whose machines choose their devices themselves; progress is what appears in ROOT."""
+    from pipelines import embed
+    from pipelines.runner import run_pipeline
+
+    shards, encoder = plan["shard"].unique().to_pylist(), plan_encoder(store, name)
+    threads = settings.workers if "workers" in settings.model_fields_set else None
+    lanes = OwnLanes(settings.device, read_spec(store, f"encoders/{encoder}").precision, threads)
+    speed.device = f"{settings.device}, chosen by each worker"
+    total = None if OPEN in plan["last"].to_pylist() else len(plan["part"].unique())
+    began = time.monotonic()
+    with reporter.stage("embedding", total, "shards") as update, watching_folder(store, f"parts/{encoder}", update):
+        transform = embed.EmbedShards(store.url, name, shards, lanes, settings.image_timeout)
+        counters = run_pipeline(transform, settings.beam)
+    speed.working_s += time.monotonic() - began
+    _add_counters(speed, counters)
+
+
+def _add_counters(speed: Speed, counters: dict[str, int]) -> None:
+    speed.images += counters.pop("images", 0)
+    for key, value in counters.items():
+        if key.endswith("_ms"):
+            stage = key.removesuffix("_ms")
+            speed.thread_s[stage] = speed.thread_s.get(stage, 0.0) + value / 1000
+        elif key.startswith("shards of "):
+            worker = key.removeprefix("shards of ")
+            speed.shards[worker] = speed.shards.get(worker, 0) + value
 
 
 def _older_listings(store: Store, current: str) -> Iterator[pa.Table]:

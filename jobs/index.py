@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.embed import Embedded
-from jobs.progress import Reporter
+from jobs.progress import Reporter, watching_folder
 from jobs.runs import read_runs
 from jobs.settings import RunSettings
+from pipelines.engines import in_this_process
 from sif_batch import release as releases
 from sif_batch.assembly import Placement, assemble, check_scratch, copy_encoder, write_images
 from sif_batch.child import shared_children
@@ -151,10 +153,13 @@ def _quantize(store: Store, quantizer: str, parts: list[str], settings: RunSetti
     missing = [part for part in parts if f"{part}.parquet" not in done]
     if not missing:
         return
-    children = shared_children(min(settings.workers, len(missing)))
-    for child in children:
-        child.start()
-    with reporter.stage("quantizing", len(missing), "parts") as update:
+    here = in_this_process(settings.beam)
+    if here or len(missing) <= FEW_PARTS:
+        children = shared_children(min(settings.workers, len(missing)))
+        for child in children:
+            child.start()
+    with ExitStack() as told:
+        update = told.enter_context(reporter.stage("quantizing", len(missing), "parts"))
         if len(missing) <= FEW_PARTS:  # importing and starting Beam takes longer
             for part in missing:
                 children[0].call_again(QUANTIZE, root=store.url, quantizer=quantizer, part=part)
@@ -163,8 +168,13 @@ def _quantize(store: Store, quantizer: str, parts: list[str], settings: RunSetti
         from pipelines import quantize
         from pipelines.runner import Progress, run_pipeline
 
-        Progress.update = update
-        run_pipeline(quantize.QuantizeParts(store.url, quantizer, missing, len(children)), settings.beam)
+        if here:
+            Progress.update = update
+            lanes = len(children)
+        else:  # each machine of a cluster takes its cores, unless told
+            told.enter_context(watching_folder(store, f"codes/{quantizer}", update))
+            lanes = settings.workers if "workers" in settings.model_fields_set else 0
+        run_pipeline(quantize.QuantizeParts(store.url, quantizer, missing, lanes), settings.beam)
 
 
 def _build(

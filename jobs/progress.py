@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -10,8 +11,11 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sif_batch.storage import Store
+
 PLAIN_EVERY_S = 5.0
 WINDOW_S = 30.0
+WATCH_EVERY_S = 5.0
 
 
 class Update(Protocol):
@@ -74,6 +78,32 @@ class Reporter:
                 self.say(f"{name}: {finished}{of} {unit}, {rate:.1f}/s, {failures} failed{ends}")
 
         yield update
+
+
+@contextlib.contextmanager
+def watching_folder(store: Store, folder: str, update: Update) -> Iterator[None]:
+    """Tell `update` of the files that appear in a folder of ROOT meanwhile: work on a cluster, seen from here."""
+    seen, ended = len(store.sizes(folder)), threading.Event()
+
+    def look() -> None:
+        nonlocal seen
+        with contextlib.suppress(OSError):
+            now = len(store.sizes(folder))
+            update(now - seen)
+            seen = now
+
+    def watch() -> None:
+        while not ended.wait(WATCH_EVERY_S):
+            look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        look()
 
 
 def process_age_s() -> float:

@@ -15,6 +15,7 @@ from jobs.progress import Reporter
 from jobs.report import try_report
 from jobs.runs import new_run_id, utc, write_run
 from jobs.settings import RunSettings, decide_record, read_record
+from pipelines.engines import check_options, in_this_process
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError
 from sif_batch.devices import choose_devices
 from sif_batch.encoders import install_encoder
@@ -47,8 +48,6 @@ def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HAL
 
     Raises SifBatchError, BusyError where another process holds ROOT; whatever stands is never harmed.
     """
-    from pipelines.runner import check_options
-
     settings = settings.model_copy(update={"beam": tuple(check_options(settings.beam))})
     store = Store(settings.root)
     old = read_record(store)
@@ -194,7 +193,8 @@ def settle_encoder(
         record = record.model_copy(update={"encoder": chosen.spec.id})
     if old is not None and old.encoder != record.encoder:
         say_cost(store, old, record, listing, settings, reporter)
-    choose_devices(settings.device, chosen.spec.precision)  # or the error
+    if in_this_process(settings.beam):
+        choose_devices(settings.device, chosen.spec.precision)  # or the error
     return record, chosen
 
 

@@ -10,8 +10,9 @@ from contextlib import suppress
 from typing import Any
 
 import sif_batch
-from jobs.settings import RunSettings, usable_cores
+from jobs.settings import RunSettings
 from sif_batch.config import canonical_json
+from sif_batch.devices import usable_cores
 from sif_batch.kernels import computes_int8, instruction_set
 from sif_batch.release import MANIFEST
 from sif_batch.storage import Store

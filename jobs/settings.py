@@ -17,7 +17,7 @@ from sif_batch.config import (
     SifBatchError,
     Source,
 )
-from sif_batch.devices import Device
+from sif_batch.devices import Device, usable_cores
 from sif_batch.encoders.choose import Chosen, Say, choose_encoder
 from sif_batch.encoders.request import EncoderRequest
 from sif_batch.shards import Limits
@@ -26,11 +26,6 @@ from sif_batch.sources.files import base_of
 from sif_batch.standing import MAX_ATTEMPTS
 from sif_batch.storage import Store, is_local, open_filesystem
 from sif_batch.watching import IMAGE_TIMEOUT_S
-
-
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class RunSettings(Frozen):

@@ -1,6 +1,8 @@
 """Shards to parts. An element is (plan, shard number): under 200 bytes."""
 
+import os
 import queue
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
@@ -8,7 +10,7 @@ import apache_beam as beam
 
 from pipelines.runner import Progress, telling_why
 from sif_batch.child import Child, shared_children
-from sif_batch.devices import Lane
+from sif_batch.devices import Lane, OwnLanes
 from sif_batch.embedding import ShardStats
 from sif_batch.watching import embed_in_child
 
@@ -16,10 +18,12 @@ from sif_batch.watching import embed_in_child
 class EmbedShard(beam.DoFn):  # type: ignore[misc]
     """`sif_batch.watching.embed_in_child` on each shard, in as many processes at once as there are lanes."""
 
-    def __init__(self, root: str, lanes: Sequence[Lane], image_timeout_s: float):
-        self.root, self.lanes, self.image_timeout_s = root, lanes, image_timeout_s
+    def __init__(self, root: str, lanes: Sequence[Lane] | OwnLanes, image_timeout_s: float):
+        self.root, self.planned, self.image_timeout_s = root, lanes, image_timeout_s
 
     def start_bundle(self) -> None:
+        with telling_why():
+            self.lanes = self.planned.plan() if isinstance(self.planned, OwnLanes) else self.planned
         self._free: queue.SimpleQueue[tuple[Child, Lane]] = queue.SimpleQueue()
         for place in zip(shared_children(len(self.lanes)), self.lanes, strict=True):
             self._free.put(place)
@@ -60,6 +64,7 @@ def count(stats: ShardStats) -> None:
     """Add a shard's cost to the pipeline's counters."""
     values = {"images": stats.images, "failed": stats.failed}
     values |= {f"{stage}_ms": round(1000 * seconds) for stage, seconds in stats.seconds.items()}
+    values[f"shards of {socket.gethostname()}:{os.getpid()}"] = 1
     for name, value in values.items():
         beam.metrics.Metrics.counter("sif_batch", name).inc(value)
 
@@ -67,7 +72,14 @@ def count(stats: ShardStats) -> None:
 class EmbedShards(beam.PTransform):  # type: ignore[misc]
     """All shards of a plan, spread over the workers."""
 
-    def __init__(self, root: str, plan: str, shards: Sequence[int], lanes: Sequence[Lane], image_timeout_s: float):
+    def __init__(
+        self,
+        root: str,
+        plan: str,
+        shards: Sequence[int],
+        lanes: Sequence[Lane] | OwnLanes,
+        image_timeout_s: float,
+    ):
         super().__init__()
         self.plan, self.shards, self.embed_shard = plan, shards, EmbedShard(root, lanes, image_timeout_s)
 

@@ -8,15 +8,17 @@ import apache_beam as beam
 
 from pipelines.runner import Progress, telling_why
 from sif_batch.child import Child, shared_children
+from sif_batch.devices import usable_cores
 
 
 class QuantizePart(beam.DoFn):  # type: ignore[misc]
-    """`sif_batch.codes.quantize_part` on each part, in so many children of the worker at once."""
+    """`sif_batch.codes.quantize_part` on each part, in so many children of the worker at once; 0: as it has cores."""
 
     def __init__(self, root: str, lanes: int):
-        self.root, self.lanes = root, lanes
+        self.root, self.planned = root, lanes
 
     def start_bundle(self) -> None:
+        self.lanes = self.planned or usable_cores()
         self._free: queue.SimpleQueue[Child] = queue.SimpleQueue()
         for child in shared_children(self.lanes):
             self._free.put(child)

@@ -1,14 +1,21 @@
-"""Running a pipeline: its options, its counters, and the error that a person should see."""
+"""Running a pipeline: its counters, and the error that a person should see."""
 
-import argparse
-import importlib.util
+import contextlib
+import json
+import re
+import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from typing import Any
 
-from sif_batch.config import SifBatchError
+from pipelines.engines import serve_jobs, stop_serving
+from sif_batch.config import SifBatchError, canonical_json
 
-RUNNERS = ("FnApiRunner", "DirectRunner")
+CANCEL_S = 10.0
+TOLD = re.compile(r"sif-batch said (\{.*?\}) sif-batch")
+
 first_error: list[BaseException] = []  # Beam turns exceptions into text; the original is kept here
+_running: list[Any] = []
 
 
 class Progress:
@@ -17,57 +24,75 @@ class Progress:
     update: Callable[[int, int], None] = staticmethod(lambda done, failed: None)
 
 
-@contextmanager
+@contextlib.contextmanager
 def telling_why() -> Iterator[None]:
-    """Keep the exception that ends an element, for `run_pipeline` to raise."""
+    """Keep the exception that ends an element for `run_pipeline` to raise: here, and as text, which an engine carries
+    from the worker to the driver."""
     try:
         yield
     except Exception as error:
         first_error.append(error)
-        raise
-
-
-def check_options(arguments: Sequence[str]) -> list[str]:
-    """Beam's options as given after `--`, made safe: DirectRunner, a switch that may download, is run as FnApiRunner.
-
-    Raises SifBatchError for what is known to lose data or to hang.
-    """
-    if importlib.util.find_spec("apache_beam") is None:
-        raise SifBatchError("Beam is not installed, only the reader is", remedy="install 'sif-batch[batch]'")
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--runner", default="FnApiRunner")
-    parser.add_argument("--direct_running_mode", default="in_memory")
-    try:
-        known, others = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise SifBatchError(f"{error}", remedy="Beam's options look like --name=value") from error
-    if known.direct_running_mode == "multi_threading":
-        raise SifBatchError(
-            "--direct_running_mode=multi_threading loses elements in Beam 2.77",
-            remedy="leave it out: images are spread over --workers threads inside each shard",
-        )
-    if known.direct_running_mode != "in_memory":
-        raise SifBatchError(
-            f"--direct_running_mode={known.direct_running_mode} hangs for ever when a worker is killed",
-            remedy="leave it out: each shard already runs in a child process that is watched",
-        )
-    if known.runner not in RUNNERS:
-        raise SifBatchError(f"--runner={known.runner} is not supported yet", remedy=f"use one of {', '.join(RUNNERS)}")
-    return [*others, "--runner=FnApiRunner"]
+        told = {"message": f"{error}"[:1000], "remedy": getattr(error, "remedy", "")}
+        raise RuntimeError(f"sif-batch said {canonical_json(told).decode()} sif-batch") from error
 
 
 def run_pipeline(transform: object, arguments: Sequence[str]) -> dict[str, int]:
-    """Run one transform on an empty pipeline to its end. Returns the counters of namespace sif_batch by name."""
+    """Run one transform on an empty pipeline to its end. Returns the counters of namespace sif_batch by name.
+
+    Raises the exception that ended it, or SifBatchError where only the engine's text came back.
+    """
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
     first_error.clear()
-    pipeline = beam.Pipeline(options=PipelineOptions(list(arguments)))
+    threading.excepthook = _without_beams
+    arguments = [*arguments, *serve_jobs(arguments)]
+    pipeline = beam.Pipeline(options=PipelineOptions(arguments))
     pipeline | transform
     try:
         result = pipeline.run()
+        _running.append(result)
         result.wait_until_finish()
     except Exception as error:
-        raise (first_error[0] if first_error else error) from None
+        raise (first_error[0] if first_error else as_told(error)) from None
+    finally:
+        _running.clear()
     found = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("sif_batch"))["counters"]
     return {m.key.metric.name: m.committed if m.committed is not None else m.attempted for m in found}
+
+
+def _without_beams(failure: threading.ExceptHookArgs) -> None:
+    """Beam's threads raise when a job has ended and its channels close: no news to anybody."""
+    frames = traceback.extract_tb(failure.exc_traceback)
+    if not any("apache_beam" in frame.filename for frame in frames):
+        threading.__excepthook__(failure)
+
+
+def as_told(error: Exception) -> Exception:
+    """What a worker told through the engine's text; else what the engine said, in a line."""
+    text = str(error)
+    if found := TOLD.search(text.replace('\\"', '"')):
+        with contextlib.suppress(ValueError):
+            told = json.loads(found[1])
+            return SifBatchError(told["message"], remedy=told["remedy"])
+    if "FAILED" not in text and "CANCELLED" not in text:
+        return error
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("at ")]
+    return SifBatchError(
+        f"the engine gave the job up: {lines[0][:500]}",
+        remedy="its pages and logs say more; the same command goes on where this one stopped",
+    )
+
+
+def cancel() -> None:
+    """End what runs, on a cluster too: the process is about to end. Takes seconds at most."""
+
+    def work() -> None:
+        for result in list(_running):
+            with contextlib.suppress(Exception):
+                result.cancel()
+        stop_serving()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(CANCEL_S)

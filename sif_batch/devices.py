@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,24 @@ class Lane:
 
     device: str
     threads: int
+
+
+@dataclass(frozen=True)
+class OwnLanes:
+    """Lanes that each machine of a cluster plans for itself. threads: None: its cores; precision: the encoder's."""
+
+    device: Device
+    precision: str
+    threads: int | None = None
+
+    def plan(self) -> list[Lane]:
+        threads = self.threads or usable_cores()
+        return plan_lanes(choose_devices(self.device, self.precision)[0], threads, threads)
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[str]:

@@ -2,8 +2,7 @@
 
 from jobs.bottleneck import bottleneck, embedding_figures
 from jobs.embed import Speed
-from jobs.settings import usable_cores
-from sif_batch.devices import Lane
+from sif_batch.devices import Lane, usable_cores
 
 
 def speed(threads: int = 0, **thread_s: float) -> Speed:

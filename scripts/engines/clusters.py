@@ -1,0 +1,207 @@
+"""Real clusters and stores on this machine, as context managers: what they start they stop."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.engines import fetch
+
+START_S = 90.0
+STOP_S = 10.0
+HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.create_server((HOST, 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@dataclass
+class Cluster:
+    """A running cluster. master: as the command line takes it; workers: task managers, or Spark's workers."""
+
+    master: str
+    web: str
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def ask(self, path: str) -> Any:
+        """What the web page's JSON says."""
+        with urllib.request.urlopen(f"{self.web}{path}", timeout=10) as answer:
+            return json.load(answer)
+
+
+@contextlib.contextmanager
+def flink_cluster(
+    folder: Path, task_managers: int = 2, slots: int = 1, restarts: int = 10, delay_s: int = 5
+) -> Iterator[Cluster]:
+    """A Flink standalone cluster. restarts: of a job, 0: it fails at once."""
+    home = fetch.flink_home()
+    rpc, rest = free_port(), free_port()
+    settings = {
+        "jobmanager.rpc.address": HOST,
+        "jobmanager.rpc.port": rpc,
+        "jobmanager.bind-host": HOST,
+        "jobmanager.memory.process.size": "1g",
+        "rest.port": rest,
+        "rest.address": HOST,
+        "rest.bind-address": HOST,
+        "taskmanager.host": HOST,
+        "taskmanager.bind-host": HOST,
+        "taskmanager.memory.process.size": "1400m",
+        "taskmanager.memory.managed.size": "128m",
+        "taskmanager.numberOfTaskSlots": slots,
+        "cluster.evenly-spread-out-slots": "true",
+        "io.tmp.dirs": str(folder),
+        "heartbeat.timeout": 20_000,
+    }
+    if restarts:
+        settings |= {
+            "restart-strategy.type": "fixed-delay",
+            "restart-strategy.fixed-delay.attempts": restarts,
+            "restart-strategy.fixed-delay.delay": f"{delay_s} s",
+        }
+    conf, logs = folder / "flink-conf", folder / "flink-logs"
+    conf.mkdir(parents=True)
+    logs.mkdir()
+    given = [f"{name}: {value}" for name, value in settings.items()]
+    opens = [line for line in (home / "conf/config.yaml").read_text().splitlines() if not line.startswith("#")]
+    (conf / "config.yaml").write_text("\n".join([*_java_options(opens), *given]) + "\n")
+    for file in (home / "conf").iterdir():
+        if file.suffix != ".yaml":
+            (conf / file.name).write_bytes(file.read_bytes())
+    env = {
+        "FLINK_CONF_DIR": str(conf),
+        "FLINK_LOG_DIR": str(logs),
+        "FLINK_PID_DIR": str(folder),
+        "FLINK_HOME": str(home),
+    }
+    cluster = Cluster(f"{HOST}:{rest}", f"http://{HOST}:{rest}")
+    with contextlib.ExitStack() as running:
+        running.enter_context(process(["bash", str(home / "bin/jobmanager.sh"), "start-foreground"], logs / "jm", env))
+        for number in range(task_managers):
+            command = ["bash", str(home / "bin/taskmanager.sh"), "start-foreground"]
+            cluster.workers.append(running.enter_context(process(command, logs / f"tm{number}", env)))
+        wait_for(lambda: cluster.ask("/overview")["taskmanagers"] == task_managers, "Flink", logs)
+        yield cluster
+
+
+def _java_options(lines: list[str]) -> list[str]:
+    """The section of Flink's own configuration that opens Java's modules."""
+    start = next(i for i, line in enumerate(lines) if line.startswith("env:"))
+    end = next((i for i in range(start + 1, len(lines)) if lines[i] and not lines[i].startswith(" ")), len(lines))
+    return lines[start:end]
+
+
+@contextlib.contextmanager
+def spark_cluster(folder: Path, workers: int = 2, cores: int = 1) -> Iterator[Cluster]:
+    """A Spark standalone cluster: a master, and workers of `cores` each."""
+    home = fetch.spark_home()
+    port, web = free_port(), free_port()
+    logs = folder / "spark-logs"
+    logs.mkdir(parents=True)
+    env = {"SPARK_HOME": str(home), "SPARK_LOCAL_IP": HOST, "SPARK_LOCAL_DIRS": str(folder)}
+    spark = ["bash", str(home / "bin/spark-class"), "org.apache.spark.deploy"]
+    cluster = Cluster(f"spark://{HOST}:{port}", f"http://{HOST}:{web}")
+    with contextlib.ExitStack() as running:
+        master = [
+            *spark[:2],
+            f"{spark[2]}.master.Master",
+            "--host",
+            HOST,
+            "--port",
+            str(port),
+            "--webui-port",
+            str(web),
+        ]
+        running.enter_context(process(master, logs / "master", env))
+        for number in range(workers):
+            command = [*spark[:2], f"{spark[2]}.worker.Worker", "--host", HOST, "-c", str(cores), "-m", "2g"]
+            command += ["--webui-port", str(free_port()), "--work-dir", str(folder / f"work{number}"), cluster.master]
+            cluster.workers.append(running.enter_context(process(command, logs / f"worker{number}", env)))
+        wait_for(lambda: cluster.ask("/json/")["aliveworkers"] == workers, "Spark", logs)
+        yield cluster
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An S3 server with one bucket, and the folder that holds its objects. env: what clients need."""
+
+    endpoint: str
+    name: str
+    folder: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "AWS_ACCESS_KEY_ID": "testkey",
+            "AWS_SECRET_ACCESS_KEY": "testsecret",
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path, bucket: str = "bucket") -> Iterator[Bucket]:
+    """An S3 server on a local folder."""
+    jar, port = fetch.s3proxy_jar(), free_port()
+    data = folder / "objects"
+    (data / bucket).mkdir(parents=True)
+    served = Bucket(f"http://{HOST}:{port}", bucket, data / bucket)
+    settings = {
+        "s3proxy.authorization": "aws-v2-or-v4",
+        "s3proxy.identity": served.env["AWS_ACCESS_KEY_ID"],
+        "s3proxy.credential": served.env["AWS_SECRET_ACCESS_KEY"],
+        "s3proxy.endpoint": served.endpoint,
+        "jclouds.provider": "filesystem-nio2",
+        "jclouds.filesystem.basedir": str(data),
+    }
+    (folder / "s3proxy.conf").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+    command = ["java", "-Xmx512m", "-jar", str(jar), "--properties", str(folder / "s3proxy.conf")]
+    with process(command, folder / "s3proxy", {}):
+        wait_for(lambda: bool(socket.create_connection((HOST, port), 1).close() is None), "s3proxy", folder)
+        yield served
+
+
+@contextlib.contextmanager
+def process(command: list[str], log: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own, all of which ends with the block."""
+    with open(f"{log}.log", "wb") as out:
+        started = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | env, start_new_session=True
+        )
+    try:
+        yield started
+    finally:
+        end_group(started)
+
+
+def end_group(started: subprocess.Popen[bytes]) -> None:
+    """End a process and all that is left of its group."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            started.wait(STOP_S)
+    started.wait()
+
+
+def wait_for(true: Callable[[], bool], what: str, logs: Path, timeout_s: float = START_S) -> None:
+    """Wait until it is true; what it raises meanwhile is a no."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            if true():
+                return
+        time.sleep(0.2)
+    raise TimeoutError(f"{what} did not come up in {timeout_s:.0f} s; see {logs}")
