@@ -1,5 +1,6 @@
 """Running a pipeline: its counters, and the error that a person should see."""
 
+import base64
 import contextlib
 import json
 import re
@@ -12,7 +13,7 @@ from pipelines.engines import serve_jobs, stop_serving
 from sif_batch.config import SifBatchError, canonical_json
 
 CANCEL_S = 10.0
-TOLD = re.compile(r"sif-batch said (\{.*?\}) sif-batch")
+TOLD = re.compile(r"told by sif-batch: ([A-Za-z0-9_=-]+)")
 
 first_error: list[BaseException] = []  # Beam turns exceptions into text; the original is kept here
 _running: list[Any] = []
@@ -33,7 +34,8 @@ def telling_why() -> Iterator[None]:
     except Exception as error:
         first_error.append(error)
         told = {"message": f"{error}"[:1000], "remedy": getattr(error, "remedy", "")}
-        raise RuntimeError(f"sif-batch said {canonical_json(told).decode()} sif-batch") from error
+        text = base64.urlsafe_b64encode(canonical_json(told)).decode()  # engines quote and escape each in its way
+        raise RuntimeError(f"{error} (told by sif-batch: {text})") from error
 
 
 def run_pipeline(transform: object, arguments: Sequence[str]) -> dict[str, int]:
@@ -71,9 +73,9 @@ def _without_beams(failure: threading.ExceptHookArgs) -> None:
 def as_told(error: Exception) -> Exception:
     """What a worker told through the engine's text; else what the engine said, in a line."""
     text = str(error)
-    if found := TOLD.search(text.replace('\\"', '"')):
+    if found := TOLD.search(text):
         with contextlib.suppress(ValueError):
-            told = json.loads(found[1])
+            told = json.loads(base64.urlsafe_b64decode(found[1]))
             return SifBatchError(told["message"], remedy=told["remedy"])
     if "FAILED" not in text and "CANCELLED" not in text:
         return error
