@@ -4,7 +4,8 @@
 
 Images per second count from the first image to the finished Parquet file; what comes before is the start-up. The
 peers run in environments of their own (build/peers), made at the first run. The roofline is what decoding and the
-network alone allow on all threads: 1 / (1 / decode + 1 / network).
+network alone allow on all threads: 1 / (1 / decode + 1 / network). The overhead is what the whole embedding stage takes
+over that, Beam's start, plan, parts and fsync included: a figure for 2,000 images or more.
 """
 
 import argparse
@@ -256,7 +257,13 @@ def summary(runs: dict[str, list[dict[str, Any]]], roofs: dict[str, list[dict[st
         report["cpu_s_per_image"][name] = round(median(name, "cpu_s") / images, 4)
         report["peak_rss_mb"][name] = round(median(name, "peak_mb"))
         report["startup_s"][name] = round(median(name, "startup_s"), 2)
-    report |= {"ratio_to_best_peer": {}, "ratio_to_onnxruntime": {}, "roofline": {}, "roofline_share": {}}
+    report |= {
+        "ratio_to_best_peer": {},
+        "ratio_to_onnxruntime": {},
+        "roofline": {},
+        "roofline_share": {},
+        "overhead": {},
+    }
     peers = [name for name in BEST_OF if name in runs]
     for name in (name for name in runs if CONTENDERS[name] is None):
         ours = [run["images_per_s"] for run in runs[name]]
@@ -276,6 +283,8 @@ def summary(runs: dict[str, list[dict[str, Any]]], roofs: dict[str, list[dict[st
         }
         shares = [a / b for a, b in zip(ours, roof, strict=True)]
         report["roofline_share"][name] = round(statistics.median(shares), 3)
+        over = [run["seconds"]["embed"] * b / run["listed"] - 1 for run, b in zip(runs[name], roof, strict=True)]
+        report["overhead"][name] = round(statistics.median(over), 3)
     return report
 
 
@@ -307,7 +316,8 @@ def show(report: dict[str, Any]) -> None:
     console.print(table)
     for name, roof in report["roofline"].items():
         console.print(
-            f"{name}: decode alone {roof['decode']}/s, network alone {roof['network']}/s, both {roof['both']}/s"
+            f"{name}: decode alone {roof['decode']}/s, network alone {roof['network']}/s, both {roof['both']}/s; "
+            f"overhead of the whole stage {report['overhead'][name]:.1%}"
         )
     if report["int8"]:
         console.print(f"int8: {report['int8']}")

@@ -40,7 +40,9 @@ def test_peers_embed_the_same_images() -> None:
 
 def test_ratios_are_made_within_a_round() -> None:
     def run(images_per_s: float) -> dict[str, Any]:
-        return {"images_per_s": images_per_s, "cpu_s": 10.0, "peak_mb": 100.0, "startup_s": 1.0, "images": 100}
+        stages = {"embed": 1.25 * 100 / images_per_s}
+        figures = {"images_per_s": images_per_s, "cpu_s": 10.0, "peak_mb": 100.0, "startup_s": 1.0}
+        return figures | {"images": 100, "listed": 100, "seconds": stages}
 
     runs = {
         "sif-batch fp32": [run(100.0), run(50.0), run(90.0)],  # a neighbour slowed the second round
@@ -56,4 +58,5 @@ def test_ratios_are_made_within_a_round() -> None:
     assert found["ratio_to_onnxruntime"]["sif-batch fp32"] == 1.25
     assert found["roofline"]["sif-batch fp32"]["both"] == 100
     assert found["roofline_share"]["sif-batch fp32"] == 0.9
+    assert found["overhead"]["sif-batch fp32"] == pytest.approx(0.389)  # 1.25 s where 0.9 s would do
     assert found["cpu_s_per_image"]["Beam RunInference"] == 0.1
