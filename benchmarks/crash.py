@@ -1,5 +1,8 @@
 """Kill runs at random moments: the same command again must give the release that an undisturbed run gives.
 
+First nights and second ones, of which some images came, went and changed, in turns. Meanwhile a reader asks ROOT all
+the time, and may see the old release or the new one, whole, and nothing else.
+
 python -m benchmarks.crash [--runs 10] [--child-runs 5] [--images DIR] [--seed N] [--json]   (Linux: it reads /proc)
 """
 
@@ -7,12 +10,14 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.verify import verify
+from sif_batch.config import SifBatchError
+from sif_batch.query import Index
 from sif_batch.storage import TEMPORARY
 
 REPOSITORY = Path(__file__).parents[1]
@@ -32,6 +39,8 @@ SHARD_IMAGES = 16  # many parts, so many moments between them
 OTHER = ("--shard-images", "75", "--workers", "1")
 TIMEOUT_S = 300.0
 POLL_S = 0.01
+READ_EVERY_S = 0.1
+NOTHING_YET = ("neither a ROOT nor a release", "no release is published yet")
 IDENTICAL = "identical"
 
 # What appears in ROOT, in this order.
@@ -53,9 +62,21 @@ Stage = tuple[int, int]  # place in STAGES, and how many of its files there are
 
 
 @dataclass(frozen=True)
+class Night:
+    """What a trial begins with. base: a ROOT to copy, None for a first night; before: its release and its files."""
+
+    images: Path
+    family: str
+    base: Path | None = None
+    release: str | None = None
+    files: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Undisturbed:
     """A run that nobody disturbed; marks: each stage with the second at which it was first seen."""
 
+    night: Night
     release: str
     seconds: float
     marks: list[tuple[Stage, float]]
@@ -69,24 +90,67 @@ class Undisturbed:
 
 @dataclass(frozen=True)
 class Trial:
-    """One disturbed run. killed: group, child or nothing; outcome: identical, or what is wrong."""
+    """One disturbed run. killed: group, child or nothing; outcome: identical, or what is wrong; asked: how often the
+    reader was answered meanwhile."""
 
     killed: str
     family: str
+    night: str
     at_s: float | None
     stage: str
     seconds: float
     outcome: str
+    asked: int = 0
+
+
+class Reader:
+    """Asks ROOT all the time. fault: the first answer that it should not have got."""
+
+    def __init__(self, root: Path, expected: Undisturbed):
+        self._root, self._old, self._new = root, expected.night.release, expected.release
+        self.asked, self.fault, self._seen = 0, "", ""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._ask_on, daemon=True)
+
+    def __enter__(self) -> "Reader":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(TIMEOUT_S)
+
+    def _ask_on(self) -> None:
+        while not self.fault and not self._ended.wait(READ_EVERY_S):
+            try:
+                self.fault = self._ask()
+            except SifBatchError as error:
+                if self._seen or self._old or not any(text in str(error) for text in NOTHING_YET):
+                    self.fault = f"a reader: {error}"
+            except Exception as error:
+                self.fault = f"a reader: {type(error).__name__}: {error}"
+
+    def _ask(self) -> str:
+        index = Index.open(self._root)
+        if index.release not in (self._old, self._new) or (self._seen == self._new != index.release):
+            return f"a reader saw release {index.release[:12]}"
+        self._seen = index.release
+        key = index.column("key")[self.asked % len(index)].as_py()
+        hits = index.search(key=key, k=5)
+        if len(hits) != 5 or any(not -1 <= hit.similarity <= 1 for hit in hits):
+            return f"a reader got {len(hits)} hits for {key}"
+        self.asked += 1
+        return ""
 
 
 class Run:
     """`sif-batch run IMAGES ROOT` in a process group of its own, its output in files beside ROOT."""
 
-    def __init__(self, images: Path, root: Path, *options: str):
-        self.root = root
+    def __init__(self, night: Night, root: Path, *options: str):
+        self.root, self.night = root, night
         self.started = time.monotonic()
         self._out, self._log = root.with_suffix(".json"), root.with_suffix(".log")
-        command = [sys.executable, "-m", "jobs.cli", "run", str(images), str(root), *options, "--json"]
+        command = [sys.executable, "-m", "jobs.cli", "run", str(night.images), str(root), *options, "--json"]
         with open(self._out, "wb") as out, open(self._log, "wb") as log:
             self.process = subprocess.Popen(command, stdout=out, stderr=log, cwd=REPOSITORY, start_new_session=True)
 
@@ -122,7 +186,7 @@ class Run:
     def wait_for_moment(self, expected: Undisturbed, at_s: float) -> bool:
         """Wait until this run is where the undisturbed one was after `at_s` seconds, whichever is faster."""
         stage, seen_s = next(mark for mark in reversed(expected.marks) if mark[1] <= at_s)
-        reached = self.wait_until(lambda: stage_of(self.root) >= stage)
+        reached = self.wait_until(lambda: stage_of(self.root, self.night.files) >= stage)
         then = self.seconds + at_s - seen_s
         return reached and self.wait_until(lambda: self.seconds >= then)
 
@@ -140,9 +204,9 @@ class Run:
 
 
 @contextlib.contextmanager
-def started(images: Path, root: Path, family: str, *options: str) -> Iterator[Run]:
+def started(night: Night, root: Path, *options: str) -> Iterator[Run]:
     """A run that does not outlive this block."""
-    run = Run(images, root, "--family", family, "--shard-images", str(SHARD_IMAGES), *options)
+    run = Run(night, root, "--family", night.family, "--shard-images", str(SHARD_IMAGES), *options)
     try:
         yield run
     finally:
@@ -151,59 +215,105 @@ def started(images: Path, root: Path, family: str, *options: str) -> Iterator[Ru
 
 
 @contextlib.contextmanager
-def new_root() -> Iterator[Path]:
+def new_root(night: Night) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sif-batch-crash-", ignore_cleanup_errors=True) as folder:
+        if night.base is not None:
+            shutil.copytree(night.base, Path(folder, "root"))
         yield Path(folder, "root")
 
 
-def run_undisturbed(images: Path, family: str) -> Undisturbed:
+def make_nights(images: Path, families: Sequence[str], folder: Path) -> list[Night]:
+    """For each family a first night over all images, and a second one after a first over most of them: a tenth went,
+    a tenth came and a few have other bytes."""
+    nights = []
+    photos = sorted(path for path in images.rglob("*") if path.is_file())
+    for family in families:
+        nights.append(Night(images, family))
+        own = folder / family / images.name
+        for number, photo in enumerate(photos):
+            if number % 10:
+                target = own / photo.relative_to(images)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(photo, target)
+        base = folder / family / "root"
+        with started(Night(own, family), base) as run:
+            release = run.finish()["release"]
+        for number, photo in enumerate(photos):
+            target = own / photo.relative_to(images)
+            if number % 10 == 0:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(photo, target)
+            elif number % 10 == 1:
+                target.unlink()
+            elif number % 20 == 2:
+                shutil.copyfile(photos[number - 1], target)
+        nights.append(Night(own, family, base, release, frozenset(map(str, relative(base, base.rglob("*"))))))
+    return nights
+
+
+def relative(root: Path, paths: Iterable[Path]) -> Iterator[Path]:
+    return (path.relative_to(root) for path in paths)
+
+
+def run_undisturbed(night: Night) -> Undisturbed:
     marks = [((0, 1), 0.0)]
 
     def ended() -> bool:
-        if (stage := stage_of(root)) > marks[-1][0]:
+        if (stage := stage_of(root, night.files)) > marks[-1][0]:
             marks.append((stage, run.seconds))
         return run.process.poll() is not None
 
-    with new_root() as root, started(images, root, family) as run:
+    with new_root(night) as root, started(night, root) as run:
         run.wait_until(ended)
         seconds = run.seconds
         result = run.finish()
         fault = find_fault(root, result, result["release"])
         if fault != IDENTICAL or result["outcome"] != "published":
             raise click.ClickException(f"the undisturbed run: {result['outcome']}, {fault}")
-        return Undisturbed(result["release"], seconds, marks)
+        return Undisturbed(night, result["release"], seconds, marks)
 
 
-def kill_a_run(images: Path, family: str, expected: Undisturbed, share: float) -> Trial:
+def kill_a_run(expected: Undisturbed, share: float) -> Trial:
     """kill -9 of the whole group after this share of the undisturbed run; then the same command again."""
-    with new_root() as root:
-        with started(images, root, family) as run:
+    night = expected.night
+    with new_root(night) as root, Reader(root, expected) as reader:
+        with started(night, root) as run:
             run.wait_for_moment(expected, share * expected.seconds)
             run.kill_group()
-        at_s, stage = run.seconds, show_stage(stage_of(root))
-        with started(images, root, family) as again:
+        at_s, stage = run.seconds, show_stage(stage_of(root, night.files))
+        with started(night, root) as again:
             outcome = outcome_of(again, expected)
-        return Trial("group", family, at_s, stage, again.seconds, outcome)
+        return trial_of("group", expected, at_s, stage, again, outcome, reader)
 
 
-def kill_a_child(images: Path, family: str, expected: Undisturbed, share: float) -> Trial:
+def kill_a_child(expected: Undisturbed, share: float) -> Trial:
     """kill -9 of the child alone after this share of the embedding; the very same run must go on to its end."""
+    night = expected.night
     begin, end = expected.embedding()
-    with new_root() as root, started(images, root, family) as run:
+    with new_root(night) as root, Reader(root, expected) as reader, started(night, root) as run:
         run.wait_for_moment(expected, begin + share * (end - begin))
-        at_s, stage, child = run.seconds, show_stage(stage_of(root)), run.child()
+        at_s, stage, child = run.seconds, show_stage(stage_of(root, night.files)), run.child()
         if child is None:
-            return Trial("child", family, at_s, stage, run.seconds, "there was no child to kill")
+            return trial_of("child", expected, at_s, stage, run, "there was no child to kill", reader)
         os.kill(child, signal.SIGKILL)
         outcome = outcome_of(run, expected)
-        return Trial("child", family, at_s, stage, run.seconds, outcome)
+        return trial_of("child", expected, at_s, stage, run, outcome, reader)
 
 
-def run_otherwise(images: Path, family: str, expected: Undisturbed) -> Trial:
+def run_otherwise(expected: Undisturbed) -> Trial:
     """Another shard size and another number of workers."""
-    with new_root() as root, started(images, root, family, *OTHER) as run:
+    night = expected.night
+    with new_root(night) as root, Reader(root, expected) as reader, started(night, root, *OTHER) as run:
         outcome = outcome_of(run, expected)
-        return Trial("nothing", family, None, " ".join(OTHER), run.seconds, outcome)
+        return trial_of("nothing", expected, None, " ".join(OTHER), run, outcome, reader)
+
+
+def trial_of(
+    killed: str, expected: Undisturbed, at_s: float | None, stage: str, run: Run, outcome: str, reader: Reader
+) -> Trial:
+    night = expected.night
+    which = "first" if night.base is None else "second"
+    return Trial(killed, night.family, which, at_s, stage, run.seconds, reader.fault or outcome, reader.asked)
 
 
 def outcome_of(run: Run, expected: Undisturbed) -> str:
@@ -227,10 +337,10 @@ def find_fault(root: Path, result: dict[str, Any], release: str) -> str:
     return IDENTICAL
 
 
-def stage_of(root: Path) -> Stage:
-    """How far a run has come, by what stands in its ROOT."""
+def stage_of(root: Path, before: frozenset[str] = frozenset()) -> Stage:
+    """How far a run has come, by what stands in its ROOT that did not before."""
     for place in range(len(STAGES) - 1, 0, -1):
-        if found := len(list(root.glob(STAGES[place][1]))):
+        if found := sum(str(path) not in before for path in relative(root, root.glob(STAGES[place][1]))):
             return place, found
     return 0, 1
 
@@ -250,20 +360,24 @@ def run_trials(
 ) -> Iterator[Trial]:
     generator = random.Random(seed)
     planned = [(kill_a_run, spread(generator, runs)), (kill_a_child, spread(generator, child_runs))]
-    expected = {}
-    for family in families:
-        expected[family] = run_undisturbed(images, family)
-        say(f"undisturbed  {family}  {expected[family].seconds:.1f} s  release {expected[family].release[:12]}")
-    for kill, shares in planned:
-        for i, share in enumerate(shares):
-            family = families[i % len(families)]
-            yield kill(images, family, expected[family], share)
-    for family in families:
-        yield run_otherwise(images, family, expected[family])
+    with tempfile.TemporaryDirectory(prefix="sif-batch-crash-", ignore_cleanup_errors=True) as folder:
+        expected = []
+        for night in make_nights(images, families, Path(folder)):
+            expected.append(run_undisturbed(night))
+            which = "first" if night.base is None else "second"
+            said = f"{night.family}  {which} night  {expected[-1].seconds:.1f} s  release {expected[-1].release[:12]}"
+            say(f"undisturbed  {said}")
+        for kill, shares in planned:
+            for i, share in enumerate(shares):
+                yield kill(expected[i % len(expected)], share)
+        for one in expected:
+            yield run_otherwise(one)
 
 
 def show_trials(console: Console, trials: Sequence[Trial]) -> None:
-    table = Table("killed", "family", "after", "stage reached", "then took", "release", box=box.SIMPLE_HEAD)
+    table = Table(
+        "killed", "family", "night", "after", "stage reached", "then took", "read", "release", box=box.SIMPLE_HEAD
+    )
     for trial in trials:
         table.add_row(*cells_of(trial))
     console.print(table)
@@ -271,7 +385,8 @@ def show_trials(console: Console, trials: Sequence[Trial]) -> None:
 
 def cells_of(trial: Trial) -> list[str]:
     after = "" if trial.at_s is None else f"{trial.at_s:.2f} s"
-    return [trial.killed, trial.family, after, trial.stage, f"{trial.seconds:.1f} s", trial.outcome]
+    took = f"{trial.seconds:.1f} s"
+    return [trial.killed, trial.family, trial.night, after, trial.stage, took, str(trial.asked), trial.outcome]
 
 
 @click.command()
