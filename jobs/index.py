@@ -1,16 +1,18 @@
 """The second half of a run: a quantizer, codes, a candidate, the gate, and the release."""
 
+import importlib
 import itertools
 import json
+import threading
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.embed import Embedded
-from jobs.progress import Reporter, watching_folder
+from jobs.progress import Reporter, timed, watching_folder
 from jobs.runs import read_runs
 from jobs.settings import RunSettings
 from pipelines.engines import in_this_process
@@ -31,7 +33,6 @@ from sif_batch.tuning import best_points, choose_point, measure_curve, time_poin
 
 REMEMBERED_RUNS = 10
 FEW_PARTS = 8
-QUANTIZE = "sif_batch.codes:quantize_part"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Indexed:
     deleted: int
     query_ms: float | None = None
     curve_ms: list[dict[str, Any]] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def index_collection(
@@ -57,6 +59,7 @@ def index_collection(
     metadata: pa.Table | None = None,
 ) -> Indexed:
     """Assemble a release of the live rows, measure it, and publish it if the gate lets it pass, unless held."""
+    seconds: dict[str, float] = {}
     catalog, counts = embedded.catalog, embedded.counts
     live = live_rows(catalog, embedded.live, record.sources)
     if metadata is not None:
@@ -68,8 +71,10 @@ def index_collection(
     quantizer = _quantizer_in_force(store, record, parent, len(live))
     if quantizer is None:
         reporter.say("training the quantizer")
+        _prepare_to_quantize(settings, len(used))
         current = parent["quantizer"]["family"] if parent else None
-        quantizer = train_quantizer(store, record.encoder, record.index, catalog.parts, live, current)
+        with timed(seconds, "train"):
+            quantizer = train_quantizer(store, record.encoder, record.index, catalog.parts, live, current)
         reporter.say(quantizer.spec.explain())
     decided = {
         "format": 1,
@@ -92,22 +97,25 @@ def index_collection(
     if known is not None:
         candidate, query_ms = known
     else:
-        _quantize(store, quantizer.id, [catalog.parts[number] for number in used], settings, reporter)
+        with timed(seconds, "quantize"):
+            _quantize(store, quantizer.id, [catalog.parts[number] for number in used], settings, reporter)
         reporter.say(f"assembling {len(live)} rows")
         made_by = sorted(
             {*(catalog.fingerprints[number] for number in used), canonical_json(quantizer.fingerprint).decode()}
         )
         manifest = decided | {"inputs": inputs, "fingerprints": [json.loads(text) for text in sorted(made_by)]}
-        candidate, query_ms, curve_ms = _build(store, quantizer, catalog.parts, live, manifest, settings.scratch)
+        candidate, query_ms, curve_ms = _build(
+            store, quantizer, catalog.parts, live, manifest, settings.scratch, seconds
+        )
     manifest = releases.read_manifest(store, f"releases/{candidate}")
     reasons = judge(settings.gate, manifest, parent["rows"] if parent else None, query_ms)
     if reasons and settings.gate.enabled:
-        return Indexed("refused", candidate, manifest, reasons, deleted, query_ms, curve_ms)
+        return Indexed("refused", candidate, manifest, reasons, deleted, query_ms, curve_ms, seconds)
     if top and top["held"]:
-        return Indexed("held", candidate, manifest, reasons, deleted, query_ms, curve_ms)
+        return Indexed("held", candidate, manifest, reasons, deleted, query_ms, curve_ms, seconds)
     lease.check()
     publish(store, candidate, top, "passed" if not reasons else "skipped")
-    return Indexed("published", candidate, manifest, reasons, deleted, query_ms, curve_ms)
+    return Indexed("published", candidate, manifest, reasons, deleted, query_ms, curve_ms, seconds)
 
 
 def _quantizer_in_force(
@@ -147,8 +155,17 @@ def _deleted(store: Store, embedded: Embedded, top: dict[str, Any] | None, paren
     return len(keys) - int(pc.sum(pc.is_in(keys, named)).as_py() or 0)
 
 
+def _prepare_to_quantize(settings: RunSettings, parts: int) -> None:
+    """Start the children and import Beam, which takes seconds, while the quantizer is trained."""
+    if in_this_process(settings.beam):
+        for child in shared_children(min(settings.workers, parts)):
+            child.prepare("sif_batch.codes:ready")
+    if parts > FEW_PARTS:
+        threading.Thread(target=importlib.import_module, args=["pipelines.quantize"], daemon=True).start()
+
+
 def _quantize(store: Store, quantizer: str, parts: list[str], settings: RunSettings, reporter: Reporter) -> None:
-    """Make the codes of these parts that have none yet: a few in children of this process, many by Beam."""
+    """Make the codes of these parts that have none yet: a few in a child of this process, many by Beam."""
     done = store.sizes(f"codes/{quantizer}")
     missing = [part for part in parts if f"{part}.parquet" not in done]
     if not missing:
@@ -162,7 +179,7 @@ def _quantize(store: Store, quantizer: str, parts: list[str], settings: RunSetti
         update = told.enter_context(reporter.stage("quantizing", len(missing), "parts"))
         if len(missing) <= FEW_PARTS:  # importing and starting Beam takes longer
             for part in missing:
-                children[0].call_again(QUANTIZE, root=store.url, quantizer=quantizer, part=part)
+                children[0].call_again("sif_batch.codes:quantize_part", root=store.url, quantizer=quantizer, part=part)
                 update(1, 0)
             return
         from pipelines import quantize
@@ -184,6 +201,7 @@ def _build(
     live: pa.Table,
     manifest: dict[str, Any],
     scratch: str | None,
+    seconds: dict[str, float],
 ) -> tuple[str, float, list[dict[str, Any]]]:
     """Assemble, tune, measure and seal a candidate; returns its id, milliseconds a query, and those of the curve."""
     quantizer, asked = load_quantizer(store, record.id), manifest["settings"]
@@ -193,30 +211,33 @@ def _build(
         folder = made / "release"
         folder.mkdir()
         check_scratch(folder, len(live) * (quantizer.spec.bytes_per_row + 8) + live.nbytes)
-        assembled = assemble(store, folder, quantizer, placement, scratch=scratch)
-        write_images(live, folder / "images.arrow")
-        copy_encoder(store, quantizer.spec.encoder, folder / "encoder")
+        with timed(seconds, "assemble"):
+            assembled = assemble(store, folder, quantizer, placement, scratch=scratch)
+            write_images(live, folder / "images.arrow")
+            copy_encoder(store, quantizer.spec.encoder, folder / "encoder")
         manifest = manifest | {"segments": len(list((folder / "segments").iterdir()))}
         index = Index(Store(str(folder)), "", manifest)
-        own = pc.index_in(pa.array(quantizer.query_keys, pa.string()), live["key"].combine_chunks())
-        truth = exact_neighbours(store, quantizer, placement, assembled, pc.fill_null(own, -1).to_numpy())
-        curve = best_points(measure_curve(index, quantizer, truth, k, target))
-        point = choose_point(curve, target)
-        reached = measure_recall(index, quantizer, truth, point, k, target)
-        new = fresh_rows(quantizer, placement.hashes, live["key"])
-        scanned = index.codes_scanned(quantizer.queries, point) if point else len(live)
-        manifest |= {
-            "recall": reached | {"fresh": measure_fresh(index, new, k, point)},
-            "operating_point": {"cells": point.cells, "rerank": point.rerank} if point else None,
-            "codes_scanned": round(scanned, 1),
-            "curve": [measured.describe() for measured in curve],
-            "sanity": check_sanity(assembled, live["sha256"]),
-            "finite": all_finite(index),
-        }
-        timed = [{**m.describe(), "ms": round(time_point(index, quantizer, m.point, k), 4)} for m in curve]
-        query_ms = time_point(index, quantizer, point, k)
-        release = releases.seal(folder, manifest)
-        store.create_folder(f"releases/{release}", folder, releases.MANIFEST)
+        with timed(seconds, "measure"):
+            own = pc.index_in(pa.array(quantizer.query_keys, pa.string()), live["key"].combine_chunks())
+            truth = exact_neighbours(store, quantizer, placement, assembled, pc.fill_null(own, -1).to_numpy())
+            curve = best_points(measure_curve(index, quantizer, truth, k, target))
+            point = choose_point(curve, target)
+            reached = measure_recall(index, quantizer, truth, point, k, target)
+            new = fresh_rows(quantizer, placement.hashes, live["key"])
+            scanned = index.codes_scanned(quantizer.queries, point) if point else len(live)
+            manifest |= {
+                "recall": reached | {"fresh": measure_fresh(index, new, k, point)},
+                "operating_point": {"cells": point.cells, "rerank": point.rerank} if point else None,
+                "codes_scanned": round(scanned, 1),
+                "curve": [measured.describe() for measured in curve],
+                "sanity": check_sanity(assembled, live["sha256"]),
+                "finite": all_finite(index),
+            }
+            curve_ms = [{**m.describe(), "ms": round(time_point(index, quantizer, m.point, k), 4)} for m in curve]
+            query_ms = time_point(index, quantizer, point, k)
+        with timed(seconds, "seal"):
+            release = releases.seal(folder, manifest)
+            store.create_folder(f"releases/{release}", folder, releases.MANIFEST)
     if not store.exists(f"releases/{release}/{releases.MANIFEST}"):
         raise SifBatchError(f"releases/{release} could not be written")
-    return release, query_ms, timed
+    return release, query_ms, curve_ms

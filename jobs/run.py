@@ -1,8 +1,6 @@
 """The nightly job: list, embed what is new, index, gate, publish; and its two halves alone."""
 
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +9,7 @@ from jobs.bottleneck import bottleneck, embedding_figures
 from jobs.embed import Embedded, embed_collection, ledger_of
 from jobs.index import Indexed, index_collection
 from jobs.lowering import lower_encoder, say_cost
-from jobs.progress import Reporter
+from jobs.progress import Reporter, timed
 from jobs.report import try_report
 from jobs.runs import new_run_id, utc, write_run
 from jobs.settings import RunSettings, decide_record, read_record
@@ -166,6 +164,7 @@ def index_figures(indexed: Indexed, settings: RunSettings) -> dict[str, Any]:
             "codes_scanned": manifest["codes_scanned"],
             "shape": shape_of(manifest).explain(),
             "curve": indexed.curve_ms,
+            "seconds": {name: round(value, 3) for name, value in indexed.seconds.items()},
             "query_ms": indexed.query_ms and round(indexed.query_ms, 3),
         },
     }
@@ -203,12 +202,3 @@ def _newest_listing(store: Store) -> str:
     if not names:
         raise SifBatchError(f"{store.url} holds no listing yet", remedy=f"sif-batch embed SOURCE {store.url} makes one")
     return names[0]
-
-
-@contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started

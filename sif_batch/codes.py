@@ -13,15 +13,16 @@ import pyarrow.parquet as pq
 
 from sif_batch.codebooks import encoder_of
 from sif_batch.config import SifBatchError
-from sif_batch.kernels import in_blocks
+from sif_batch.kernels import import_faiss, in_blocks
 from sif_batch.parts import embeddings_of, part_path
 from sif_batch.quantizer import Quantizer, load_quantizer
 from sif_batch.recall import NEIGHBOURS
-from sif_batch.rows import encode_rows, exact_squared_distances, row_type
+from sif_batch.rows import encode_rows, row_type
 from sif_batch.shapes import QuantizerSpec
 from sif_batch.storage import Store, digest
 
 ROUGHLY = 1e-4  # relative error of a squared distance in float32, with room
+PAIRS_AT_ONCE = 8192
 CODES_SCHEMA = pa.schema(
     [
         ("row", pa.uint16()),
@@ -60,6 +61,11 @@ def quantize_part(report: Callable[[Any], None], root: str, quantizer: str, part
     store.create(codes_path(quantizer, part), encode_codes(trained, numbers, vectors, digest(data)))
     report(part)
     return len(numbers)
+
+
+def ready(report: Callable[[Any], None]) -> None:
+    """Load what quantizing needs, while the quantizer is still being trained."""
+    import_faiss()
 
 
 @lru_cache(maxsize=1)
@@ -121,7 +127,19 @@ def _likeness(vectors: np.ndarray) -> np.ndarray:
 
 def query_distances(quantizer: Quantizer, query: int, y: np.ndarray) -> np.ndarray:
     """From a held-out query to compared vectors, (n, d) float64: squared distances, (n,) float32, each its own bits."""
-    return exact_squared_distances(y, quantizer.asked[query], quantizer.transform.unit).astype(np.float32)
+    return _pair_distances(quantizer, np.full(len(y), query), np.arange(len(y)), y)
+
+
+def _pair_distances(quantizer: Quantizer, query: np.ndarray, row: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Squared distances of pairs: (m,) queries and rows of y to (m,) float32."""
+    apart = np.empty(len(query), np.float32)
+    for at in range(0, len(query), PAIRS_AT_ONCE):
+        q, x = quantizer.asked[query[at : at + PAIRS_AT_ONCE]], y[row[at : at + PAIRS_AT_ONCE]]
+        if quantizer.transform.unit:
+            apart[at : at + PAIRS_AT_ONCE] = np.maximum(2 - 2 * np.einsum("ij,ij->i", x, q), 0)
+        else:
+            apart[at : at + PAIRS_AT_ONCE] = np.einsum("ij,ij->i", x - q, x - q)
+    return apart
 
 
 def _near(quantizer: Quantizer, y: np.ndarray) -> tuple[pa.Array, pa.Array]:
@@ -129,27 +147,18 @@ def _near(quantizer: Quantizer, y: np.ndarray) -> tuple[pa.Array, pa.Array]:
 
     A product in float32 finds the rows worth a look; these are measured exactly.
     """
-    queries, rows, distances = [], [], []
+    query, row = np.empty(0, np.int64), np.empty(0, np.int64)
     if len(y) and len(quantizer.queries):
-        x32, q32 = y.astype(np.float32), quantizer.asked.astype(np.float32)
-        lengths = np.einsum("ij,ij->i", x32, x32), np.einsum("ij,ij->i", q32, q32)[:, None]
-        scale = lengths[0] + lengths[1]
-        rough = scale - 2 * (q32 @ x32.T) - ROUGHLY * scale
-        for query in np.flatnonzero((rough <= quantizer.radii[:, None]).any(axis=1)).tolist():
-            looked = np.flatnonzero(rough[query] <= quantizer.radii[query])
-            if len(looked) > 2 * NEIGHBOURS:
-                margin = 2 * ROUGHLY * float(scale[query].max())
-                edge = np.partition(rough[query, looked], 2 * NEIGHBOURS - 1)[2 * NEIGHBOURS - 1]
-                looked = looked[rough[query, looked] <= edge + margin]
-            apart = query_distances(quantizer, query, y[looked])
-            kept = np.flatnonzero(apart <= quantizer.radii[query])
-            kept = kept[np.argsort(apart[kept], kind="stable")[: 2 * NEIGHBOURS]]
-            queries.append(np.full(len(kept), query))
-            rows.append(looked[kept])
-            distances.append(apart[kept])
-    asked = np.concatenate(queries) if queries else np.empty(0, np.int64)
-    row = np.concatenate(rows) if rows else np.empty(0, np.int64)
-    values = np.concatenate(distances) if distances else np.empty(0, np.float32)
+        x, q = y.astype(np.float32), quantizer.asked.astype(np.float32)
+        beyond = (1 - ROUGHLY) / 2 * np.einsum("ij,ij->i", x, x)
+        edge = ((1 - ROUGHLY) * np.einsum("ij,ij->i", q, q) - quantizer.radii) / 2
+        query, row = np.nonzero(q @ x.T - beyond >= edge[:, None])
+    values = _pair_distances(quantizer, query, row, y)
+    near = np.flatnonzero(values <= quantizer.radii[query])
+    near = near[np.lexsort((row[near], values[near], query[near]))]
+    place = np.arange(len(near)) - np.searchsorted(query[near], query[near])
+    near = near[place < 2 * NEIGHBOURS]
+    asked, row, values = query[near], row[near], values[near]
     order = np.lexsort((asked, row))
     offsets = pa.array(np.searchsorted(row[order], np.arange(len(y) + 1)).astype(np.int32))
     return (

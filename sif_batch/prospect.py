@@ -70,7 +70,7 @@ def _views(spec: QuantizerSpec, transform: Transform, trained: bytes | None) -> 
     def reduced(y: np.ndarray) -> np.ndarray:
         return transform.reduce(y, spec.reduced)
 
-    if spec.reduced:
+    if spec.rows == "none":
         views["reduced"] = reduced, reduced
     if spec.row_dimension:
 

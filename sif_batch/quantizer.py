@@ -18,7 +18,8 @@ from sif_batch.shapes import RETRAIN_AT, QuantizerSpec, choose_family, choose_sp
 from sif_batch.storage import Store, digest
 from sif_batch.transform import Transform, fit_pca
 
-PCA_ROWS = 65_536  # rows enough for a covariance
+PCA_ROWS = 32_768  # enough for a covariance
+PROSPECT_ROWS = 16_384  # enough to see what a shape allows
 ARRAYS = ("mean", "components", "variances")
 
 
@@ -137,8 +138,8 @@ def train(
     compared = transform.apply(vectors)
     trained = train_codebook(spec, transform.reduce(compared, spec.reduced)) if spec.family != "flat" else None
     asked = transform.apply(queries)
-    radii, prospect = prospect_of(spec, transform, trained, compared, asked, settings.k, rows)
-    promise(spec, settings, transform, trained, compared, asked, prospect)
+    radii, prospect = prospect_of(spec, transform, trained, compared[:PROSPECT_ROWS], asked, settings.k, rows)
+    promise(spec, settings, transform, trained, compared[:PROSPECT_ROWS], asked, prospect)
     files = {"queries.parquet": _encode_queries(keys, queries, radii)}
     if transform.mean is not None:
         used = spec.dimension if spec.whitening else max(spec.reduced, spec.row_dimension)
