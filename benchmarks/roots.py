@@ -1,5 +1,6 @@
 """ROOTs of made-up embeddings and codes, for the benchmark of indexes: no image is decoded, no network runs."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from sif_batch.config import IndexSettings, RootRecord, Source
 from sif_batch.encoders import built_in_spec, install_encoder
 from sif_batch.kernels import quantizing_fingerprint
 from sif_batch.parts import encode_part, part_path
-from sif_batch.quantizer import QuantizerRecord, load_quantizer, train
+from sif_batch.quantizer import Quantizer, QuantizerRecord, load_quantizer, train
 from sif_batch.sample import HELD_OUT, TRAINING_ROWS_PER_CELL
 from sif_batch.shapes import QuantizerSpec, choose_spec
 from sif_batch.sources import LISTING_SCHEMA, Listing
@@ -126,9 +127,14 @@ def spread(rows: int, parts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return part, row, hashes
 
 
+@functools.lru_cache(maxsize=1)
+def _cached_quantizer(root: str, name: str) -> Quantizer:
+    return load_quantizer(Store(root), name)
+
+
 def write_codes(store: Store, quantizer_id: str, number: int, size: int, made_up: bool) -> None:
     """The codes of a part of `clustered` vectors; made_up: random bytes for codes, which nothing is near to."""
-    quantizer = load_quantizer(store, quantizer_id)
+    quantizer = _cached_quantizer(store.url, quantizer_id)
     numbers = np.arange(size, dtype=np.uint16)
     if not made_up:
         data = encode_codes(quantizer, numbers, clustered(number, size, quantizer.spec.dimension), "")

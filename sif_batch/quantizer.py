@@ -2,6 +2,7 @@
 
 import functools
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from sif_batch.shapes import RETRAIN_AT, QuantizerSpec, choose_family, choose_sp
 from sif_batch.storage import Store, digest
 from sif_batch.transform import Transform, fit_pca
 
+PIECE_ROWS = 4096
 PCA_ROWS = 32_768  # enough for a covariance
 PROSPECT_ROWS = 16_384  # enough to see what a shape allows
 ARRAYS = ("mean", "components", "variances")
@@ -135,11 +137,15 @@ def train(
         mean, components, variances = fit_pca(vectors[:PCA_ROWS], spec.metric, spec.power)
         explained = float(variances[: spec.reduced or None].sum() / max(variances.sum(), 1e-30))
         transform = Transform(spec.metric, spec.power, spec.whitening, mean, components, variances)
-    compared = transform.apply(vectors)
-    trained = train_codebook(spec, transform.reduce(compared, spec.reduced)) if spec.family != "flat" else None
+    trained = None
+    if spec.family != "flat":
+        trained = train_codebook(
+            spec, _in_pieces(vectors, lambda x: transform.reduce(transform.apply(x), spec.reduced))
+        )
+    compared = _in_pieces(vectors[:PROSPECT_ROWS], transform.apply)
     asked = transform.apply(queries)
-    radii, prospect = prospect_of(spec, transform, trained, compared[:PROSPECT_ROWS], asked, settings.k, rows)
-    promise(spec, settings, transform, trained, compared[:PROSPECT_ROWS], asked, prospect)
+    radii, prospect = prospect_of(spec, transform, trained, compared, asked, settings.k, rows)
+    promise(spec, settings, transform, trained, compared, asked, prospect)
     files = {"queries.parquet": _encode_queries(keys, queries, radii)}
     if transform.mean is not None:
         used = spec.dimension if spec.whitening else max(spec.reduced, spec.row_dimension)
@@ -148,6 +154,12 @@ def train(
     if trained is not None:
         files["trained.faiss"] = trained
     return files, prospect, explained
+
+
+def _in_pieces(vectors: np.ndarray, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """work(vectors), some rows at a time: in float64 they would take four times the memory, and more on the way."""
+    starts = range(0, max(1, len(vectors)), PIECE_ROWS)
+    return np.concatenate([work(vectors[start : start + PIECE_ROWS]) for start in starts])
 
 
 def array_bytes(array: np.ndarray) -> bytes:

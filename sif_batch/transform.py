@@ -117,12 +117,12 @@ def fit_pca(x: np.ndarray, metric: str = "euclidean", power: bool = False) -> tu
 
     if len(x) < 2:
         raise SifBatchError(f"a PCA of {len(x)} vectors")
-    blocks = range(0, len(x), 8 * BLOCK_ROWS)
+    blocks = range(0, len(x), 4 * BLOCK_ROWS)
     with threadpool_limits(1):
-        mean = sum(prepare(x[at : at + 8 * BLOCK_ROWS], metric, power).sum(axis=0) for at in blocks) / len(x)
+        mean = sum(prepare(x[at : at + 4 * BLOCK_ROWS], metric, power).sum(axis=0) for at in blocks) / len(x)
         covariance = np.zeros((x.shape[1], x.shape[1]))
         for at in blocks:
-            block = prepare(x[at : at + 8 * BLOCK_ROWS], metric, power) - mean
+            block = prepare(x[at : at + 4 * BLOCK_ROWS], metric, power) - mean
             covariance += block.T @ block
         values, vectors = np.linalg.eigh(covariance / (len(x) - 1))
     components = vectors[:, ::-1]
