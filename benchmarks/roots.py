@@ -88,7 +88,7 @@ def in_processes(task: str, jobs: int, *arguments: object, processes: int = 2) -
 
 def make_quantizer(store: Store, encoder: str, dimension: int, rows: int, keep_rows: bool) -> QuantizerRecord:
     """An ivf-pq for so many rows of `clustered` vectors."""
-    settings = IndexSettings(family="ivf-pq")
+    settings = IndexSettings(family="ivf-pq", recall=0.95 if keep_rows else 0.3)
     spec = choose_spec(settings, "ivf-pq", encoder, dimension, rows)
     if not keep_rows:
         spec = QuantizerSpec.model_validate(spec.model_dump() | {"rows": "none"})

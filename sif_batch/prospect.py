@@ -19,7 +19,7 @@ from sif_batch.transform import Transform
 SPARE = 8  # neighbours more than a radius needs
 BLOCK = 8192
 CODE_BYTES = 32  # of a code that finds what rows then put in order
-FEWEST_TO_PROMISE = 100  # held-out queries below which nothing is refused beforehand
+FEWEST_TO_PROMISE = 10  # held-out queries below which nothing is refused beforehand
 
 
 class Prospect(Frozen):

@@ -101,7 +101,14 @@ def choose_spec(settings: IndexSettings, family: str, encoder: str, dimension: i
     if family != "hnsw":
         common["cells"] = 2 ** int(math.log2(max(1.0, min(1.5 * math.sqrt(rows), trainable / ROWS_PER_CELL))))
     spec = QuantizerSpec(reduced=reduced, bits=bits, code_bytes=code_bytes(family, reduced, bits), **common)
-    return _fit(spec, settings)
+    spec = _fit(spec, settings)
+    if family == "ivf-pq" and 2**spec.bits > trainable:
+        raise SifBatchError(
+            f"a codebook of {2**spec.bits} entries needs at least {2**spec.bits * 16 // 15 + 1} usable images, "
+            f"there are {rows}",
+            remedy="--bits 4, or more bytes a row" if settings.max_bytes_per_row else "--bits 4",
+        )
+    return spec
 
 
 def check_bits(bits: int | None, family: str) -> None:

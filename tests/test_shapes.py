@@ -54,6 +54,7 @@ def test_a_shape_keeps_to_the_bytes_or_says_how_many_it_needs(
     family: str, rows: int, dimension: int, limit: int
 ) -> None:
     settings = IndexSettings.model_validate({"family": family, "max_bytes_per_row": limit})
+    rows = max(rows, 274)  # of which 256 can be trained on
     try:
         spec = choose_spec(settings, family, ENCODER, dimension, rows)
     except SifBatchError as error:
@@ -102,6 +103,14 @@ def test_bits_that_a_family_does_not_have_are_an_error(family: str, bits: int) -
     settings = IndexSettings.model_validate({"family": family, "bits": bits})
     with pytest.raises(SifBatchError, match=f"--bits {bits} does not go with --family {family}"):
         choose_spec(settings, family, ENCODER, 512, 100_000)
+
+
+def test_fewer_rows_than_codebook_entries_are_an_error() -> None:
+    for changes in ({"bits": 8}, {"max_bytes_per_row": 8}):
+        settings = IndexSettings.model_validate({"family": "ivf-pq"} | changes)
+        with pytest.raises(SifBatchError, match="a codebook of 256 entries needs at least 274 usable images, .* 273"):
+            choose_spec(settings, "ivf-pq", ENCODER, 512, 273)
+        assert choose_spec(settings, "ivf-pq", ENCODER, 512, 274).bits == 8
 
 
 def test_the_shape_is_told_in_one_line() -> None:
