@@ -1,7 +1,7 @@
 """autofaiss 2.18 in its own environment: EMBEDDINGS (a folder of .npy) QUERIES.npy LIMIT (such as 278MB) CORES OUT.
 
-Prints one JSON object: seconds of building, of all threads too, bytes of the index, and milliseconds a query alone on one thread; the ten
-found rows of each query go to OUT.
+Prints one JSON object: seconds of building, wall and of all threads, bytes of the index, and milliseconds a query alone
+on one thread; the ten found rows of each query go to OUT.
 """
 
 import json
