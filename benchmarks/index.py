@@ -100,6 +100,7 @@ def peer(scratch: Path, rows: int, with_peer: bool = True) -> dict[str, Any]:
         "seconds": ours["seconds"] | {"index": ours["index"]["seconds"]},
         "recall_at_10": {"sif-batch": recall(truth, np.load(scratch / "ours.npy"))},
         "query_ms": {"sif-batch": asked["query_ms"]},
+        "query_cpu_ms": {"sif-batch": asked["query_cpu_ms"]},
         "bytes_per_row": {"sif-batch": asked["bytes"] / rows},
         "shape": {"sif-batch": ours["index"]["shape"]},
         "gate": ours["gate"]["recall"],
@@ -191,9 +192,9 @@ def ask(root: str, queries: str, out: str) -> dict[str, Any]:
     x = np.load(Path(out).parent / "vectors.npy", mmap_mode="r")
     index.ranked(q[:100], K)
     for query in q:
-        started = time.perf_counter()
+        started, before = time.perf_counter(), time.process_time()
         ((rows, _),) = index.ranked(query[None], K)
-        elapsed.append(time.perf_counter() - started)
+        elapsed.append((time.perf_counter() - started, time.process_time() - before))
         found.append(rows)
     keys = index.column("key").to_pylist()
     places = [[_place(keys[row]) for row in rows] for rows in found]
@@ -201,7 +202,8 @@ def ask(root: str, queries: str, out: str) -> dict[str, Any]:
     np.save(out, np.stack(exact))
     files = index.manifest["files"].items()
     in_use = sum(file["size"] for name, file in files if name.startswith("segments/"))
-    return {"query_ms": 1000 * float(np.median(elapsed)), "bytes": in_use}
+    wall, cpu = 1000 * np.median(elapsed, axis=0)
+    return {"query_ms": float(wall), "query_cpu_ms": float(cpu), "bytes": in_use}
 
 
 def _place(key: str) -> int:
@@ -213,20 +215,17 @@ def _place(key: str) -> int:
 
 
 def assemble_case(scratch: Path, rows: int, parts: int, kinds: Sequence[str]) -> dict[str, Any]:
-    """kinds: "rows", "codes" of real vectors, "made-up" codes."""
+    """kinds: "rows": codes and kept rows, "codes": no rows. What they hold is made up: assembling does not look."""
     store, encoder = roots.make_root(scratch / "root")
     report: dict[str, Any] = {"rows": rows, "parts": parts}
     sizes = np.bincount(roots.spread(rows, parts)[0], minlength=parts).tolist()
     (scratch / "sizes.json").write_text(json.dumps(sizes))
     for kind in kinds:
         record = roots.make_quantizer(store, encoder, 128, min(rows, 10**7), kind == "rows")
-        task = "made-up" if kind == "made-up" else "codes"
-        started = time.perf_counter()
-        roots.in_processes(task, parts, store.url, record.id, scratch / "sizes.json")
-        quantize_s = time.perf_counter() - started
+        roots.in_processes("codes", parts, store.url, record.id, scratch / "sizes.json")
         found = apart("assemble", store.url, record.id, rows, parts, scratch / "release")
         opened = apart("open", scratch / "release")
-        report[kind] = found | {"quantize_s": quantize_s} | opened
+        report[kind] = found | opened
         shutil.rmtree(scratch / "release")
         shutil.rmtree(store.path(f"codes/{record.id}"))
     return report
@@ -243,11 +242,11 @@ def assemble(root: str, quantizer_id: str, rows: str, parts: str, into: str) -> 
     quantizer = load_quantizer(store, quantizer_id)
     part, row, hashes = roots.spread(n, int(parts))
     made_mb = resident_mb()
-    started = time.perf_counter()
+    started, before = time.perf_counter(), time.process_time()
     placement = Placement(part, row, hashes, [f"{number:05d}" for number in range(int(parts))])
     Path(into).mkdir()
     write_release(store, Path(into), quantizer, placement)
-    assemble_s = time.perf_counter() - started
+    assemble_s, cpu_s = time.perf_counter() - started, time.process_time() - before
     peak = peak_mb()
     write_images(Path(into) / "images.arrow", hashes)
     manifest = {"quantizer": {"id": quantizer_id, **quantizer.spec.model_dump(mode="json")}, "rows": n}
@@ -259,6 +258,7 @@ def assemble(root: str, quantizer_id: str, rows: str, parts: str, into: str) -> 
     codes_mb = sum(file.stat().st_size for file in Path(into).rglob("index.faiss")) / 2**20
     return {
         "assemble_s": assemble_s,
+        "assemble_cpu_s": cpu_s,
         "peak_rss_mb": peak,
         "before_mb": made_mb,
         "codes_mb": codes_mb,
@@ -286,16 +286,22 @@ def write_images(path: Path, hashes: np.ndarray) -> None:
 def open_release(folder: str) -> dict[str, Any]:
     from sif_batch.query import Index
 
-    before = resident_mb()
+    before, used = resident_mb(), time.process_time()
     started = time.perf_counter()
     index = Index.open(folder)
-    open_s = time.perf_counter() - started
+    open_s, open_cpu_s = time.perf_counter() - started, time.process_time() - used
     queries = roots.clustered(7, 20, index.dimension).astype(np.float32)
     asked = time.perf_counter()
     for query in queries:
         index.ranked(query[None], K)
     query_ms = 1000 * (time.perf_counter() - asked) / len(queries)
-    return {"open_s": open_s, "reader_mb": resident_mb("RssAnon"), "reader_before_mb": before, "query_ms": query_ms}
+    return {
+        "open_s": open_s,
+        "open_cpu_s": open_cpu_s,
+        "reader_mb": resident_mb("RssAnon"),
+        "reader_before_mb": before,
+        "query_ms": query_ms,
+    }
 
 
 # night: one part of 1,000 changes.
@@ -393,7 +399,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     cases = {
         "peer": lambda folder: peer(folder, given.rows, not given.no_peer),
         "millions": lambda folder: assemble_case(folder, int(10_000_000 * share), 1000, ("rows", "codes")),
-        "hundred": lambda folder: assemble_case(folder, int(100_000_000 * share), 2000, ("made-up",)),
+        "hundred": lambda folder: assemble_case(folder, int(100_000_000 * share), 2000, ("codes",)),
         "night": lambda folder: night(folder, max(10, int(1000 * share))),
         "photos": lambda folder: photos_case(folder, given.photos),
         "families": lambda folder: families_case(folder, given.photos, max(1000, int(20_000 * share))),
@@ -436,9 +442,9 @@ def goals(report: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
             goal(f"10M {kind}: open, s", "<= 1", opened, opened <= 1)
             goal(f"10M {kind}: reader MB", f"<= {codes + 300:.0f}", reader, reader <= codes + 300, ".0f")
     if found := report.get("hundred"):
-        spent = found["made-up"]["assemble_s"] + found["made-up"]["open_s"]
+        spent = found["codes"]["assemble_s"] + found["codes"]["open_s"]
         goal("100M codes: assemble and open, s", "<= 180", spent, spent <= 180, ".1f")
-        peak = max(found["made-up"]["peak_rss_mb"], found["made-up"]["reader_mb"]) / 1024
+        peak = max(found["codes"]["peak_rss_mb"], found["codes"]["reader_mb"]) / 1024
         goal("100M codes: peak GB", "<= 16", peak, peak <= 16, ".1f")
     if found := report.get("night"):
         goal("one part of 1,000 changed: index stage, s", "<= 8", found["one_part_s"], found["one_part_s"] <= 8)

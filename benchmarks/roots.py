@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from sif_batch.codes import codes_path, encode_codes, encode_table
+from sif_batch.codes import codes_path, encode_table
 from sif_batch.config import IndexSettings, RootRecord, Source
 from sif_batch.encoders import built_in_spec, install_encoder
 from sif_batch.kernels import quantizing_fingerprint
@@ -132,23 +132,26 @@ def _cached_quantizer(root: str, name: str) -> Quantizer:
     return load_quantizer(Store(root), name)
 
 
-def write_codes(store: Store, quantizer_id: str, number: int, size: int, made_up: bool) -> None:
-    """The codes of a part of `clustered` vectors; made_up: random bytes for codes, which nothing is near to."""
-    quantizer = _cached_quantizer(store.url, quantizer_id)
-    numbers = np.arange(size, dtype=np.uint16)
-    if not made_up:
-        data = encode_codes(quantizer, numbers, clustered(number, size, quantizer.spec.dimension), "")
-    else:
-        random = np.random.default_rng(number)
-        code = random.integers(256, size=(size, quantizer.code_width), dtype=np.uint8)
-        cell_bytes = quantizer.code_width - quantizer.spec.code_bytes
-        cells = random.integers(quantizer.spec.cells, size=size, dtype=np.uint32)
-        code[:, :cell_bytes] = cells[:, None].view(np.uint8).reshape(size, 4)[:, :cell_bytes]
-        nobody = pa.ListArray.from_arrays(pa.array(np.zeros(size + 1, np.int32)), pa.array([], pa.uint16()))
-        none = pa.ListArray.from_arrays(pa.array(np.zeros(size + 1, np.int32)), pa.array([], pa.float32()))
-        kept = np.empty((size, 0), np.int8)
-        likeness = random.integers(2**63, size=size, dtype=np.uint64)
-        data = encode_table(numbers, code, kept, np.ones(size, np.float32), likeness, (nobody, none), "")
+def write_codes(store: Store, quantizer_id: str, number: int, size: int) -> None:
+    """The codes of a part, made up: random cells, codes and kept rows, which no held-out query is near to."""
+    quantizer, random = _cached_quantizer(store.url, quantizer_id), np.random.default_rng(number)
+    spec = quantizer.spec
+    code = random.integers(256, size=(size, quantizer.code_width), dtype=np.uint8)
+    cell_bytes = quantizer.code_width - spec.code_bytes
+    cells = random.integers(spec.cells, size=size, dtype=np.uint32)
+    code[:, :cell_bytes] = cells[:, None].view(np.uint8).reshape(size, 4)[:, :cell_bytes]
+    kept = np.empty((size, 0), np.int8)
+    if spec.rows != "none":
+        numbers = random.integers(-127, 128, size=(size, spec.dimension), dtype=np.int8)
+        kept = np.hstack([numbers, np.full((size, 1), 0.001, np.float32).view(np.int8)])
+    nothing = pa.array(np.zeros(size + 1, np.int32))
+    near = (
+        pa.ListArray.from_arrays(nothing, pa.array([], pa.uint16())),
+        pa.ListArray.from_arrays(nothing, pa.array([], pa.float32())),
+    )
+    likeness = random.integers(2**63, size=size, dtype=np.uint64)
+    lengths = np.ones(size, np.float32)
+    data = encode_table(np.arange(size, dtype=np.uint16), code, kept, lengths, likeness, near, "")
     store.create(codes_path(quantizer_id, f"{number:05d}"), data)
 
 
@@ -167,7 +170,7 @@ def main() -> None:
             write_part(store, encoder, number, x)
         else:
             sizes = json.loads(Path(rest[1]).read_text())
-            write_codes(store, rest[0], number, sizes[number], made_up=task == "made-up")
+            write_codes(store, rest[0], number, sizes[number])
 
 
 if __name__ == "__main__":
