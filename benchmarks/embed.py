@@ -33,6 +33,7 @@ ENVIRONMENTS = {
     "torch": [*COMMON, "onnxruntime", "onnx", "onnxscript"],
     "beam": [*COMMON, "apache-beam"],
     "daft": [*COMMON, "daft==0.7.26"],
+    "quality": [*COMMON, "faiss-cpu", "imagededup==0.3.3.post2"],
 }
 CONTENDERS = {  # name: environment and script; ours has neither
     "sif-batch fp32": None,
