@@ -1,9 +1,11 @@
 # make index [SRC=photos] [ROOT=where]: a published similarity index of a folder of photos.
 # make bench: the speed of embedding, beside its peers.
-# make test: everything that is checked on every commit.
+# make test: everything that is checked on every commit, but for clusters and stores.
+# make test-engines [ENGINES="engines and not slow"]: real Flink and Spark clusters and an S3 server, all or a cut.
 SRC ?= examples/photos
 ROOT ?= build/index
 PYTHON ?= python3
+ENGINES ?= engines
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +13,7 @@ UV := $(BIN)/uv
 INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint requirements.txt
 
 # make docs: the pages that are written from the code.
-.PHONY: docs index test bench pins clean
+.PHONY: docs index test test-engines bench pins clean
 
 index: $(VENV)/.installed-batch
 	@$(BIN)/sif-batch run "$(SRC)" "$(ROOT)"
@@ -21,6 +23,11 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow and not engines and not gpu"
+
+# What they need is fetched once, into SIF_ENGINES_CACHE (~/.cache/sif-batch-engines); what cannot be had is skipped.
+test-engines: $(VENV)/.installed-test
+	$(BIN)/python -m scripts.engines.fetch
+	$(BIN)/pytest -m "$(ENGINES)" -rs
 
 # Embedding beside its peers, small; without options, `python -m benchmarks.embed` runs it in full.
 bench: $(VENV)/.installed-test

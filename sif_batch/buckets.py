@@ -15,13 +15,13 @@ from typing import Any
 import fsspec
 
 RETRIES: dict[str, Any] = {
-    "max_retries": 10,
+    "max_retries": 15,
     "retry_timeout": timedelta(seconds=40),
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
 }
 TIMEOUTS = {"connect_timeout": "5s", "read_timeout": "15s", "timeout": "15m"}
 TEMPORARY_CREDENTIALS = timedelta(minutes=10)  # asked for anew so often; the SDK knows when they end
-CAUSE = re.compile(r"status(?: code)?:? (\d{3}[^:,\n]*)|(connection refused|dns error|timed out|reset by peer)", re.I)
+CAUSE = re.compile(r"status(?: code)?:? (\d{3}[^:,\n]*)|(connection refused|dns error|timed ?out|reset by peer)", re.I)
 
 Options = tuple[dict[str, Any], Callable[[], dict[str, Any]] | None]
 
@@ -55,6 +55,11 @@ def telling(path: str) -> Iterator[None]:
         raise OSError(5, reason_of(error), path) from None
 
 
+def is_exhausted(error: BaseException) -> bool:
+    """Whether the client has repeated the request as often as it may; a body that broke off it does not repeat."""
+    return re.search(r"after \d+ retries", str(error)) is not None
+
+
 def reason_of(error: BaseException) -> str:
     """What a store or its client says, without the request: that holds account names and signatures."""
     text = str(error)
@@ -62,7 +67,7 @@ def reason_of(error: BaseException) -> str:
     if said:
         return ": ".join(said)[:200]
     cause = CAUSE.search(text)
-    return (cause[1] or cause[2]).strip()[:200] if cause else type(error).__name__
+    return (cause[1] or cause[2]).strip()[:200] if cause else "the answer broke off"
 
 
 def s3_options(given: dict[str, Any]) -> Options:

@@ -6,15 +6,15 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
 
-from sif_batch.buckets import open_bucket, telling
+from sif_batch.buckets import is_exhausted, open_bucket, telling
 
-CREATE_TRIES = 4  # of a write that the client must not repeat unasked, since it may have arrived
+TRIES = 4  # of what the client does not repeat by itself
 BLOCK = 8 * 2**20  # read or sent at once
 MAX_CHUNKS = 9_000  # S3 takes 10,000
 MD5 = re.compile(r"^[0-9a-f]{32}$")
@@ -47,11 +47,22 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
         """Every object below a folder, its path and info, as they come."""
         client, key = self._at(path)
         bucket = self._strip_protocol(path).partition("/")[0]
-        with telling(path):
-            for objects in client.list(key or None, chunk_size=1000):
-                for meta in objects:
-                    name = f"{bucket}/{meta['path']}"
-                    yield name, _info(name, meta)
+        last, tries = None, 0
+        while True:
+            try:
+                with telling(path):
+                    for objects in client.list(key or None, offset=last, chunk_size=1000):
+                        for meta in objects:
+                            name, last, tries = f"{bucket}/{meta['path']}", meta["path"], 0
+                            yield name, _info(name, meta)
+                return
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError:  # the client repeats a request, but not one whose answer broke off
+                tries += 1
+                if tries == TRIES:
+                    raise
+                time.sleep(tries)
 
     def find(self, path: str, maxdepth: Any = None, withdirs: bool = False, detail: bool = False, **_: Any) -> Any:
         found = dict(self.walk_objects(path))
@@ -84,16 +95,17 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
     def read(self, path: str) -> tuple[bytes, dict[str, Any]]:
         """An object whole and its info, in one request; its length and, where its ETag is an MD5, its bytes checked."""
         client, key = self._at(path)
-        seen: list[bytes] = []
-        with telling(path):
-            while len(seen) < 3:
-                got = client.get(key)
-                data, info = got.bytes().to_bytes(), _info(self._strip_protocol(path), got.meta)
-                whole = len(data) == info["size"]
-                if whole and (_is_digest(data, info["etag"]) or not self._has_digests(path, info["etag"])):
-                    return data, info
-                seen.append(data)
-        raise OSError("its bytes came wrong, three times")
+
+        def get() -> tuple[bytes, dict[str, Any]]:
+            got = client.get(key)
+            data, info = got.bytes().to_bytes(), _info(self._strip_protocol(path), got.meta)
+            if len(data) != info["size"]:
+                raise WrongBytes(f"{len(data)} bytes came of {info['size']}")
+            if not _is_digest(data, info["etag"]) and self._has_digests(path, info["etag"]):
+                raise WrongBytes("other bytes came than its ETag says")
+            return data, info
+
+        return _again(get, path)
 
     def _has_digests(self, path: str, etag: str) -> bool:
         """Whether the ETags of the path's bucket are MD5 digests, judged by some of its other objects: encrypted by a
@@ -117,8 +129,7 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
             return self.read(path)[0]
         first, stop, _step = slice(start, end).indices(int(self.info(path)["size"]))
         client, key = self._at(path)
-        with telling(path):
-            return _get_range(client, key, first, stop, None)
+        return _get_range(client, key, path, first, stop, None)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
         if mode == "create":
@@ -141,7 +152,7 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         client, key = self._at(path)
-        for tries in range(1, CREATE_TRIES + 1):
+        for tries in range(1, TRIES + 1):
             with telling(path):
                 try:
                     client.put(key, data, mode=mode, use_multipart=False)
@@ -153,8 +164,8 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
                     if mode == "create":  # no bucket
                         raise
                     return False
-                except BaseError:
-                    if tries == CREATE_TRIES:
+                except BaseError as error:
+                    if tries == TRIES or is_exhausted(error):
                         raise
             time.sleep(tries)
         raise AssertionError("unreachable")
@@ -224,21 +235,48 @@ class _Ranges(io.RawIOBase):
         end = min(self._place + len(buffer), self._info["size"])
         if end <= self._place:
             return 0
-        with telling(self._path):
-            data = _get_range(self._client, self._key, self._place, end, self._info["etag"])
+        data = _get_range(self._client, self._key, self._path, self._place, end, self._info["etag"])
         buffer[: len(data)] = data
         self._place = end
         return len(data)
 
 
-def _get_range(client: Any, key: str, start: int, end: int, etag: str | None) -> bytes:
+class WrongBytes(OSError):
+    """What came is not what the store says of it."""
+
+
+Got = TypeVar("Got")
+
+
+def _again(get: Callable[[], Got], path: str) -> Got:
+    """What `get` gives, asked again where an answer broke off or was wrong: the client repeats no body."""
+    from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+
+    with telling(path):
+        for tries in range(1, TRIES + 1):
+            try:
+                return get()
+            except (PermissionDeniedError, UnauthenticatedError, PreconditionError):
+                raise
+            except (BaseError, WrongBytes) as error:
+                if tries == TRIES or is_exhausted(error):
+                    raise
+            time.sleep(0.2 * tries)
+    raise AssertionError("unreachable")
+
+
+def _get_range(client: Any, key: str, path: str, start: int, end: int, etag: str | None) -> bytes:
     if end <= start:
         return b""
     options = {"range": (start, end)} | ({"if_match": f'"{etag}"'} if etag else {})
-    data = client.get(key, options=options).bytes().to_bytes()
-    if len(data) != end - start:
-        raise OSError(f"{len(data)} bytes came of {end - start}")
-    return data
+
+    def get() -> bytes:
+        data: bytes = client.get(key, options=options).bytes().to_bytes()
+        if len(data) != end - start:
+            raise WrongBytes(f"{len(data)} bytes came of {end - start}")
+        return data
+
+    return _again(get, path)
 
 
 def _info(name: str, meta: Any) -> dict[str, Any]:

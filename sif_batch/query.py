@@ -10,7 +10,6 @@ import bisect
 import functools
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import pyarrow as pa
 from PIL import Image
 
 from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.copies import Copies
 from sif_batch.encoders import Encoder, read_spec
 from sif_batch.encoders.spec import in_float
 from sif_batch.failures import ImageError
@@ -60,7 +60,7 @@ class Index:
         self.release = digest(canonical_json(manifest))
         self._store, self._folder = store, folder
         self._place: str | None = None  # where it was opened
-        self._copies = None if store.local else tempfile.TemporaryDirectory(prefix="sif-batch-")
+        self._copies = None if store.local else Copies(store, folder, self.release, manifest["files"])
         local = self._local
         self.spec = shape_of(manifest)
         trained = self.spec.family != "flat" or self.spec.whitening or self.spec.row_dimension
@@ -337,8 +337,7 @@ class Index:
 
     def _local(self, name: str) -> Path:
         """A local path of a file of the release; fetched once where the release is not local."""
-        into = Path(self._copies.name) if self._copies else Path()
-        return self._store.fetch(f"{self._folder}/{name}" if self._folder else name, into)
+        return self._copies.path(name) if self._copies else Path(self._path(name))
 
     def _path(self, name: str) -> str:
         return self._store.path(f"{self._folder}/{name}" if self._folder else name)
@@ -348,7 +347,9 @@ class Index:
         path = self._local(name)
         files = self.manifest.get("files")  # none yet where a candidate is measured
         if files and sha256_of(path) != files[name]["sha256"]:
-            raise damaged(self._path(name))
+            if self._copies is None:
+                raise damaged(self._path(name))
+            path = self._copies.path(name, again=True)
         return path
 
     def _read_index(self, name: str) -> Any:

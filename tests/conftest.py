@@ -40,6 +40,12 @@ def run_command(folder: Path, *arguments: object, timeout_s: float = 300) -> Fin
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of remote releases are made in the test's own folder."""
+    monkeypatch.setenv("SIF_BATCH_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def sif_batch(tmp_path: Path) -> Callable[..., Finished]:
     """`run_command` in the test's own folder."""

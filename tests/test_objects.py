@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PHOTOS, Finished, run_command
+from conftest import PHOTOS, REPOSITORY, Finished, run_command
 
 from scripts.engines import fetch
 from scripts.engines.clusters import Bucket, s3_server
@@ -17,10 +19,11 @@ from scripts.engines.proxy import Fault, Proxy, faulty
 from sif_batch import buckets, objects
 from sif_batch.config import SifBatchError
 from sif_batch.failures import ImageError
+from sif_batch.query import Index
 from sif_batch.sources import parse_sources
 from sif_batch.sources.files import find_files, open_source
 from sif_batch.sources.reading import read_container, read_file
-from sif_batch.storage import Store
+from sif_batch.storage import TEMPORARY, Store
 
 pytestmark = pytest.mark.engines
 MEBI = 2**20
@@ -202,6 +205,7 @@ def test_a_night_in_buckets_and_what_it_leaves(bucket: Bucket, tmp_path: Path) -
     assert b"testsecret" not in written and b"testkey" not in written
 
 
+@pytest.mark.slow
 def test_the_same_photos_give_the_same_vectors_from_a_bucket_as_from_a_folder(tmp_path: Path) -> None:
     put_photos(24)
     for photo in sorted(PHOTOS.rglob("*.jpg"))[:24]:
@@ -216,6 +220,33 @@ def test_the_same_photos_give_the_same_vectors_from_a_bucket_as_from_a_folder(tm
         release = store.read("LATEST").decode().strip()
         rows.append(store.read(f"releases/{release}/segments/000/rows.npy"))
     assert rows[0] == rows[1]
+
+
+def test_a_remote_release_is_copied_once_checked_and_by_several_at_once(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_photos(80)
+    assert run_night(tmp_path, "s3://bucket/photos", "s3://bucket/root", "--family", "ivf-pq").code == 0
+    monkeypatch.setenv("SIF_BATCH_CACHE", str(tmp_path / "cache"))
+    ask = "from sif_batch.query import Index; i = Index.open('s3://bucket/root'); print(len(i), i.release)"
+    asking = [subprocess.Popen([sys.executable, "-c", ask], stdout=subprocess.PIPE, cwd=REPOSITORY) for _ in range(4)]
+    answers = {process.communicate(timeout=120)[0] for process in asking}
+    assert len(answers) == 1 and answers.pop().startswith(b"80 ")
+    (copy,) = (tmp_path / "cache/releases").iterdir()
+    assert not [path for path in copy.rglob("*") if path.name.startswith(TEMPORARY)]
+    before = sum("index.faiss" in line and line.startswith("GET") for line in proxy.requests)
+    assert len(Index.open("s3://bucket/root")) == 80
+    assert sum("index.faiss" in line and line.startswith("GET") for line in proxy.requests) == before
+    index = copy / "segments/000/index.faiss"
+    data = bytearray(index.read_bytes())
+    data[len(data) // 2] ^= 1
+    index.write_bytes(data)
+    assert len(Index.open("s3://bucket/root")) == 80  # fetched anew
+    index.unlink()
+    proxy.faults.append(Fault("flip", "^GET .*index.faiss", None))
+    with pytest.raises(SifBatchError, match="damaged"):
+        Index.open("s3://bucket/root")
+    assert not index.exists()
 
 
 # What stores do wrong. Each fault meets a client that must give the right bytes, or say that it cannot.
@@ -288,21 +319,22 @@ def test_a_night_through_a_bad_network_is_the_same_night(proxy: Proxy, bucket: B
     put_photos(60)
     url = "s3://bucket/photos"
     good = run_night(tmp_path, url, "s3://bucket/root1", "--shard-images", "10")
-    for kind, matching, times in (
-        ("503", "^GET /bucket/photos", 12),
-        ("429", "^(GET|PUT) ", 8),
-        ("reset", "^(GET|PUT|HEAD) ", 8),
-        ("cut", "^GET ", 5),
-        ("short", "^GET .*jpg", 3),
-        ("flip", "^GET .*jpg", 3),
+    for kind, matching, times, after in (
+        ("503", "^GET /bucket/photos", 8, 20),
+        ("429", "^(GET|PUT) ", 8, 60),
+        ("reset", "^(GET|PUT|HEAD) ", 8, 80),
+        ("cut", "^GET ", 5, 90),
+        ("short", "^GET .*jpg", 3, 30),
+        ("flip", "^GET .*jpg", 3, 40),
     ):
-        proxy.faults.append(Fault(kind, matching, times, after=20))
+        proxy.faults.append(Fault(kind, matching, times, after))
     bad = run_night(tmp_path, url, "s3://bucket/root2", "--shard-images", "10")
     assert good.code == bad.code == 0, bad.err
     assert good.json["release"] == bad.json["release"] and bad.json["failed"] == 0
     assert all(fault.happened for fault in proxy.faults)
 
 
+@pytest.mark.slow
 def test_a_store_that_goes_away_ends_the_run_clearly_and_nothing_is_lost(proxy: Proxy, tmp_path: Path) -> None:
     put_photos(60)
     proxy.faults.append(Fault("away", "", None, after=120))

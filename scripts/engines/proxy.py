@@ -123,6 +123,9 @@ async def _answer(writer: asyncio.StreamWriter, head: bytes, body: bytes, kind: 
         return False
     if kind == "flip" and body:
         body = body[:half] + bytes([body[half] ^ 0x10]) + body[half + 1 :]
+    if not is_head:  # an answer that ends with its connection would never end here
+        lines = [line for line in lines if not line.lower().startswith(b"content-length")]
+        lines.append(b"Content-Length: %d" % len(body))
     writer.write(b"\r\n".join(lines) + HEAD_END)
     if kind in ("cut", "stall"):
         writer.write(body[:half])
