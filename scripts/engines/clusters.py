@@ -15,7 +15,7 @@ from typing import Any
 
 from scripts.engines import fetch
 
-START_S = 90.0
+START_S = 240.0  # on a busy machine
 STOP_S = 10.0
 HOST = "127.0.0.1"
 
