@@ -6,6 +6,8 @@ The default of `make test-engines` is all of it; `-m "engines and not slow"` is 
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,10 +34,15 @@ Engine = list[str]
 def command(
     folder: Path, root: object, engine: Engine, *options: str, source: object = PHOTOS
 ) -> subprocess.Popen[str]:
-    """`sif-batch run` on an engine, in a group of its own."""
+    """`sif-batch run` on an engine."""
     given = [source, root, "--shard-images", SHARD_IMAGES, "--json", *options, "--", *engine]
+    return start(["run", *map(str, given)], folder)
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    """The command line, in a group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", "run", *map(str, given)],
+        [sys.executable, "-m", "jobs.cli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -75,7 +82,7 @@ def or_skipped() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def flink(bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two task managers of two slots: one may be lost. A job is restarted ten times, five seconds apart."""
     with or_skipped():
         fetch.flink_jar()
@@ -84,7 +91,7 @@ def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def spark(bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two workers of one core."""
     with or_skipped():
         fetch.spark_jar()
@@ -101,13 +108,6 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
         yield served
 
 
-def local_engine(name: str) -> Engine:
-    with or_skipped():
-        if name == "flink":
-            return ["--runner=FlinkRunner", f"--flink_job_server_jar={fetch.flink_jar()}", "--parallelism=2"]
-        return ["--runner=SparkRunner", f"--spark_job_server_jar={fetch.spark_jar()}", "--spark_master_url=local[2]"]
-
-
 def on(cluster: Cluster, *more: str) -> Engine:
     if cluster.master.startswith("spark://"):
         jar = f"--spark_job_server_jar={fetch.spark_jar()}"
@@ -119,15 +119,43 @@ def on(cluster: Cluster, *more: str) -> Engine:
 # The same release everywhere.
 
 
-@pytest.mark.parametrize("name", ["flink", "spark"])
-def test_a_local_engine_gives_the_local_release(name: str, tmp_path: Path, local_release: str) -> None:
-    found = run(tmp_path, tmp_path / "root", local_engine(name))
-    assert found["release"] == local_release and found["embedded"] == 200
+def as_documented(runner: str, on_cluster: bool, places: dict[str, str]) -> list[str]:
+    """The arguments of the command that docs/engines.md has for an engine, its example's places replaced."""
+    (block,) = re.findall(r"^```sh\n(.*?)^```", (REPOSITORY / "docs/engines.md").read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line for line in block.replace("\\\n", " ").splitlines() if line.startswith("sif-batch run")]
+    (line,) = [line for line in lines if runner in line and ("--environment_type" in line) == on_cluster]
+    for example, place in places.items():
+        assert example in line
+        line = line.replace(example, place)
+    return shlex.split(line)
+
+
+def run_documented(folder: Path, written: list[str]) -> dict[str, Any]:
+    """`written` with small shards and its result as JSON."""
+    at = written.index("--")
+    more = ["--shard-images", SHARD_IMAGES, "--json"]
+    done = finish(start([*written[1:at], *more, *written[at:]], folder))
+    assert done.code == 0, done.err
+    return done.json
+
+
+@pytest.mark.parametrize(
+    ("runner", "jar", "fetched"),
+    [("FlinkRunner", "$FLINK_JAR", fetch.flink_jar), ("SparkRunner", "$SPARK_JAR", fetch.spark_jar)],
+)
+def test_a_local_engine_as_documented_gives_the_local_release(
+    runner: str, jar: str, fetched: Callable[[], Path], photos: Callable[[int], Path], tmp_path: Path
+) -> None:
+    photos(200)
+    with or_skipped():
+        written = as_documented(runner, False, {jar: str(fetched())})
+    found = run_documented(tmp_path, written)
+    assert found["release"] == run(tmp_path, "here", [], source="photos")["release"] and found["embedded"] == 200
     assert sum(found["embedding"]["shards_by_worker"].values()) == SHARDS
 
 
 def test_a_flink_cluster_gives_the_local_release_from_all_its_workers(
-    bucket: Bucket, flink: Cluster, tmp_path: Path, local_release: str
+    flink: Cluster, tmp_path: Path, local_release: str
 ) -> None:
     found = run(tmp_path, tmp_path / "root", on(flink))
     assert found["release"] == local_release and found["embedded"] == 200
@@ -135,14 +163,29 @@ def test_a_flink_cluster_gives_the_local_release_from_all_its_workers(
     assert len(shards) == 2 and sum(shards.values()) == SHARDS and min(shards.values()) >= 3, shards
 
 
-def test_a_flink_cluster_works_on_buckets(bucket: Bucket, flink: Cluster, tmp_path: Path) -> None:
-    copy = bucket.folder / "photos"
+def copy_to_buckets(bucket: Bucket) -> None:
+    """The photos into the buckets that the documented commands name."""
+    (bucket.folder.parent / "root").mkdir(exist_ok=True)
     for photo in PHOTOS.rglob("*.jpg"):
-        target = copy / photo.relative_to(PHOTOS)
+        target = bucket.folder.parent / "photos" / photo.relative_to(PHOTOS)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(photo.read_bytes())
-    here = run(tmp_path, "s3://bucket/here", [], source="s3://bucket/photos")
-    there = run(tmp_path, "s3://bucket/there", on(flink), source="s3://bucket/photos")
+
+
+def test_a_flink_cluster_as_documented_works_on_buckets(bucket: Bucket, flink: Cluster, tmp_path: Path) -> None:
+    copy_to_buckets(bucket)
+    places = {"flink:8081": flink.master, "$FLINK_JAR": str(fetch.flink_jar()), "s3://root": "s3://root/flink"}
+    there = run_documented(tmp_path, as_documented("FlinkRunner", True, places))
+    here = run(tmp_path, "s3://root/here", [], source="s3://photos")
+    assert here["release"] == there["release"] and there["embedded"] == 200 and there["failed"] == 0
+
+
+@pytest.mark.slow
+def test_a_spark_cluster_as_documented_works_on_buckets(bucket: Bucket, spark: Cluster, tmp_path: Path) -> None:
+    copy_to_buckets(bucket)
+    places = {"spark://spark:7077": spark.master, "$SPARK_JAR": str(fetch.spark_jar()), "s3://root": "s3://root/spark"}
+    there = run_documented(tmp_path, as_documented("SparkRunner", True, places))
+    here = run(tmp_path, "s3://root/also", [], source="s3://photos")
     assert here["release"] == there["release"] and there["embedded"] == 200 and there["failed"] == 0
 
 
