@@ -25,6 +25,11 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    with socket.create_connection((HOST, port), 1):
+        return True
+
+
 @dataclass
 class Cluster:
     """A running cluster. master: as the command line takes it; workers: task managers, or Spark's workers."""
@@ -169,7 +174,7 @@ def s3_server(folder: Path, bucket: str = "bucket") -> Iterator[Bucket]:
     (folder / "s3proxy.conf").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
     command = ["java", "-Xmx512m", "-jar", str(jar), "--properties", str(folder / "s3proxy.conf")]
     with process(command, folder / "s3proxy", {}):
-        wait_for(lambda: bool(socket.create_connection((HOST, port), 1).close() is None), "s3proxy", folder)
+        wait_for(lambda: listens(port), "s3proxy", folder)
         yield served
 
 
