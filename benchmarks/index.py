@@ -217,7 +217,7 @@ def _place(key: str) -> int:
 def assemble_case(scratch: Path, rows: int, parts: int, kinds: Sequence[str]) -> dict[str, Any]:
     """kinds: "rows": codes and kept rows, "codes": no rows. What they hold is made up: assembling does not look."""
     store, encoder = roots.make_root(scratch / "root")
-    report: dict[str, Any] = {"rows": rows, "parts": parts}
+    report: dict[str, Any] = {"of": rows, "parts": parts}
     sizes = np.bincount(roots.spread(rows, parts)[0], minlength=parts).tolist()
     (scratch / "sizes.json").write_text(json.dumps(sizes))
     for kind in kinds:
