@@ -1,14 +1,16 @@
-"""The embedding benchmark, run at a small size; its ratios by hand."""
+"""The benchmarks of embedding and of quality, run at a small size; their arithmetic by hand."""
 
 import json
 import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY
 
 from benchmarks.embed import summary
+from benchmarks.quality import judge_vectors
 
 
 def bench(*arguments: str) -> dict[str, Any]:
@@ -29,6 +31,31 @@ def test_it_measures_ours_and_the_roofline() -> None:
     roof = found["roofline"][ours]
     assert roof["both"] == pytest.approx(1 / (1 / roof["decode"] + 1 / roof["network"]), rel=0.01)
     assert found["roofline_share"][ours] == pytest.approx(found["images_per_s"][ours] / roof["both"], rel=0.01)
+
+
+def test_the_judge_of_the_quality_benchmark_is_that_of_evaluate() -> None:
+    from sklearn.metrics import average_precision_score
+
+    x = np.random.default_rng(4).normal(size=(30, 6))
+    labels = [f"{i % 3}" for i in range(30)]
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    scores = []
+    for row in range(30):
+        others = [i for i in range(30) if i != row]
+        truth = [labels[i] == labels[row] for i in others]
+        scores.append(average_precision_score(truth, unit[others] @ unit[row]))
+    assert judge_vectors(x, labels)["map"] == pytest.approx(np.mean(scores), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_quality_benchmark_measures_ours() -> None:
+    command = [sys.executable, "-m", "benchmarks.quality", "--json", "--contenders", "sif-batch, flat"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["contenders"]["sif-batch, flat"]
+    assert (
+        found["images"] == 200 and 0.5 < found["map"] < 1 and found["bytes_per_image"] == pytest.approx(2560, rel=0.01)
+    )
 
 
 @pytest.mark.slow
