@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from rich.console import Console
 import sif_batch
 from jobs import show
 from jobs.progress import Reporter
+from jobs.runs import note_end
 from pipelines.engines import stop_serving
 from sif_batch.child import close_shared_children
 from sif_batch.config import GateSettings, IndexSettings, Int8Settings, SifBatchError
@@ -24,9 +26,53 @@ from sif_batch.lease import release_all
 
 EXIT = {"published": 0, "unchanged": 0, "held": 0, "embedded": 0, "error": 1, "refused": 3}
 EXIT_DAMAGED = 5
+CONFIG = "sif_batch.config"
+PLACE_NAMES = ("root", "sources", "beam")
 GIVE_BACK_S = 5.0
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
+
+def read_config(context: click.Context, _: click.Parameter, file: str | None) -> None:
+    """Take what the command line leaves out from a TOML file: its top level, and its table of the command's name."""
+    if file is None:
+        return
+    try:
+        with open(file, "rb") as opened:
+            document = tomllib.load(opened)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise click.UsageError(f"--config {file}: {error}") from error
+    command = str(context.info_name)
+    tables = {name: value for name, value in document.items() if isinstance(value, dict)}
+    if wrong := sorted(set(tables) - set(cli.commands)):
+        raise click.UsageError(f"--config {file}: [{wrong[0]}] is no command of sif-batch")
+    own = {_option(name): value for name, value in tables.get(command, {}).items()}
+    shared = {_option(name): value for name, value in document.items() if name not in tables}
+    known = {str(parameter.name) for parameter in context.command.params} | set(PLACE_NAMES)
+    of_all = known | {str(parameter.name) for other in cli.commands.values() for parameter in other.params}
+    for name in [*(set(own) - known), *(set(shared) - of_all)]:
+        raise click.UsageError(f"--config {file}: {command} has no option {name.replace('_', '-')!r}")
+    named = shared | own
+    context.default_map = {name: value for name, value in named.items() if name in known}
+    context.meta[CONFIG] = named
+
+
+def _option(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--json and --config, which every command has."""
+    command = click.option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=read_config,
+        help="A TOML file with any of these options, and root, sources and beam; the command line stands before it.",
+    )(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")(
+        command
+    )
+
 
 ENCODER_OPTIONS = (
     click.option(
@@ -194,7 +240,7 @@ INDEX_OPTIONS = (
     ),
     click.option("--no-gate", is_flag=True, default=None, help="Publish whatever the gate says; history records it."),
 )
-PLACES = click.argument("places", nargs=-1, required=True, metavar="[[NAME=]SOURCE]... ROOT [-- BEAM OPTIONS]")
+PLACES = click.argument("places", nargs=-1, metavar="[[NAME=]SOURCE]... ROOT [-- BEAM OPTIONS]")
 
 
 def options_of(*groups: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
@@ -234,7 +280,7 @@ def embed(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("places", nargs=-1, required=True, metavar="ROOT [-- BEAM OPTIONS]")
+@click.argument("places", nargs=-1, metavar="ROOT [-- BEAM OPTIONS]")
 @options_of(INDEX_OPTIONS, REPORT_OPTIONS)
 @json_option
 def index(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
@@ -616,11 +662,18 @@ def worker(worker_id: str, provision_endpoint: str) -> None:
 
 
 def split_beam_options(places: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """click takes `--` away: what begins with -- behind the places is Beam's."""
+    """The places, and Beam's options behind them: click takes `--` away, what begins with -- there is Beam's.
+
+    Where the command line gives no place, those of --config.
+    """
     first = next((i for i, place in enumerate(places) if place.startswith("--")), len(places))
-    if first == 0:
+    places, beam = places[:first], places[first:]
+    config = click.get_current_context().meta.get(CONFIG, {})
+    if not places and "root" in config:
+        places = (*config.get("sources", ()), config["root"])
+    if not places:
         raise click.UsageError("ROOT is missing")
-    return places[:first], places[first:]
+    return places, beam or tuple(config.get("beam", ()))
 
 
 def stdout() -> Console:
@@ -659,6 +712,7 @@ def interrupted(number: int, frame: object) -> None:
     slow.daemon = True
     slow.start()
     close_shared_children()
+    note_end("interrupted", signal=signal.Signals(number).name)
     release_all()
     click.echo("sif-batch: interrupted; the same command goes on where this one stopped", err=True)
     os._exit(128 + number)

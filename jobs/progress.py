@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +15,7 @@ from sif_batch.storage import Store
 
 PLAIN_EVERY_S = 5.0
 WINDOW_S = 30.0
+LOG_EVERY_S = 60.0
 WATCH_EVERY_S = 5.0
 
 
@@ -22,8 +23,14 @@ class Update(Protocol):
     def __call__(self, done: int, failed: int = 0) -> None: ...
 
 
+class Log(Protocol):
+    def write(self, event: str, **facts: Any) -> None: ...
+
+
 class Reporter:
-    """Says what runs and how far it is."""
+    """Says what runs and how far it is. log: where it is written down too, as soon as there is one."""
+
+    log: Log | None = None
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -31,6 +38,8 @@ class Reporter:
 
     def say(self, text: str) -> None:
         self.console.print(text)
+        if self.log is not None:
+            self.log.write("said", text=text)
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None, unit: str) -> Iterator[Update]:
@@ -38,7 +47,23 @@ class Reporter:
 
         total: None where nobody knows."""
         with self._bar(name, total, unit) if self.live else self._lines(name, total, unit) as update:
-            yield update
+            yield self._logged(name, total, unit, update)
+
+    def _logged(self, name: str, total: int | None, unit: str, update: Update) -> Update:
+        """The same update, written down every minute."""
+        if self.log is None:
+            return update
+        log, finished, failures, written = self.log, 0, 0, time.monotonic()
+
+        def both(done: int, failed: int = 0) -> None:
+            nonlocal finished, failures, written
+            update(done, failed)
+            finished, failures = finished + done, failures + failed
+            if time.monotonic() - written >= LOG_EVERY_S or (finished == total and done):
+                written = time.monotonic()
+                log.write("progress", stage=name, done=finished, failed=failures, total=total, unit=unit)
+
+        return both
 
     @contextlib.contextmanager
     def _bar(self, name: str, total: int | None, unit: str) -> Iterator[Update]:

@@ -1,18 +1,21 @@
 """The nightly job: list, embed what is new, index, gate, publish; and its two halves alone."""
 
-from contextlib import ExitStack
+import os
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pyarrow as pa
 
+import sif_batch
 from jobs.bottleneck import bottleneck, embedding_figures
 from jobs.embed import Embedded, embed_collection, ledger_of
 from jobs.index import Indexed, index_collection
 from jobs.lowering import lower_encoder, say_cost
 from jobs.progress import Reporter, timed
 from jobs.report import try_report
-from jobs.runs import new_run_id, utc, write_run
+from jobs.runs import EventLog, new_run_id, utc, write_run
 from jobs.settings import RunSettings, decide_record, read_record
+from jobs.summary import summarise
 from pipelines.engines import check_options, in_this_process
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError
 from sif_batch.devices import choose_devices
@@ -37,6 +40,7 @@ class Night:
     def __init__(self, store: Store, lease: Lease, settings: RunSettings, reporter: Reporter):
         self.store, self.lease, self.settings, self.reporter = store, lease, settings, reporter
         self.id, self.started = new_run_id(), utc()
+        self.log = EventLog(store, self.id)
         self.seconds: dict[str, float] = {}
         self.result: dict[str, Any] = {"outcome": "error", "release": None, "root": store.url, "run": self.id}
 
@@ -69,6 +73,8 @@ def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HAL
             if read_record(store) is not None:
                 raise SifBatchError(f"another run made {store.url} meanwhile", remedy="run the same command again")
         night = Night(store, lease, settings, reporter)
+        reporter.log = night.log
+        night.log.write("began", halves=halves, version=sif_batch.__version__, pid=os.getpid(), root=store.url)
         night.seconds |= seconds
         store.sweep()
         # A kind of index is recorded once it has made a release: one that cannot must not stay for later nights.
@@ -82,6 +88,7 @@ def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HAL
         else:
             listing_name = _newest_listing(store)
             listing = Listing.load(store, listing_name)
+        night.log.write("listed", listing=listing_name, entries=len(listing.entries), ignored=listing.ignored)
         check_encoder(store, record.encoder)
         result = _work(night, record, chosen, listing, listing_name, metadata, halves)
         if result["outcome"] in ("published", "unchanged") and recorded != proven:
@@ -108,6 +115,7 @@ def _work(
         with timed(night.seconds, "embed"):
             collect = embed_collection if "embed" in halves else ledger_of
             embedded = collect(store, record, listing, listing_name, night.settings, night.reporter)
+        night.log.write("embedded", **embedded.counts)
         result |= embedded.counts | {
             "outcome": "embedded",
             "embedding": embedding_figures(embedded.speed) if embedded.speed else None,
@@ -122,10 +130,21 @@ def _work(
     finally:
         result["seconds"] = {name: round(value, 3) for name, value in night.seconds.items()}
         store.sweep()
+        _write_down(night, result)
         write_run(store, night.id, night.settings, night.started, listing_name, parent, result)
         if night.settings.report:
             try_report(store, night.id, night.reporter.say)
     return result
+
+
+def _write_down(night: Night, result: dict[str, Any]) -> None:
+    """The end of the log, and the summary."""
+    facts = ("outcome", "release", "listed", "embedded", "reused", "failed", "deleted", "in_index", "error", "seconds")
+    night.log.write("ended", **{name: result[name] for name in facts if name in result})
+    night.log.close()
+    night.reporter.log = None
+    with suppress(OSError):
+        night.store.create(f"runs/{night.id}/summary.txt", summarise(result).encode())
 
 
 def _index(night: Night, record: RootRecord, embedded: Embedded, metadata: pa.Table | None) -> dict[str, Any]:
@@ -138,7 +157,9 @@ def _index(night: Night, record: RootRecord, embedded: Embedded, metadata: pa.Ta
         )
     with timed(night.seconds, "index"):
         indexed = index_collection(night.store, night.lease, record, embedded, night.settings, night.reporter, metadata)
-    return index_figures(indexed, night.settings)
+    figures = index_figures(indexed, night.settings)
+    night.log.write(indexed.outcome, release=indexed.release, gate=figures["gate"], rows=indexed.manifest["rows"])
+    return figures
 
 
 def index_figures(indexed: Indexed, settings: RunSettings) -> dict[str, Any]:

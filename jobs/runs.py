@@ -3,10 +3,12 @@
 import json
 import os
 import platform
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import sif_batch
@@ -16,6 +18,10 @@ from sif_batch.devices import usable_cores
 from sif_batch.kernels import computes_int8, instruction_set
 from sif_batch.release import MANIFEST
 from sif_batch.storage import Store
+
+PUT_EVERY_S = 30.0
+
+_logs: list["EventLog"] = []
 
 
 def new_run_id() -> str:
@@ -54,6 +60,53 @@ def write_run(
     }
     with suppress(OSError):
         store.create(f"runs/{run_id}/run.json", canonical_json(document))
+
+
+class EventLog:
+    """runs/<id>/events.jsonl: one JSON object a line, as things happen. Failing here fails nothing.
+
+    In a bucket, where nothing can be appended to, the object is put anew at most every `PUT_EVERY_S`, and at the end.
+    """
+
+    def __init__(self, store: Store, run_id: str):
+        self._store, self._name = store, f"runs/{run_id}/events.jsonl"
+        self._lock = threading.Lock()
+        self._lines: list[bytes] = []
+        self._put_at = 0.0
+        _logs.append(self)
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Add a line: when, what, and what else is to be known of it."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = json.dumps({"time": now, "event": event, **facts}, ensure_ascii=False, default=str).encode() + b"\n"
+        with self._lock, suppress(OSError):
+            if self._store.local:
+                path = self._store.path(self._name)
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(path, "ab") as file:
+                    file.write(line)
+            else:
+                self._lines.append(line)
+                if time.monotonic() - self._put_at > PUT_EVERY_S:
+                    self._put()
+
+    def close(self) -> None:
+        if self in _logs:
+            _logs.remove(self)
+        with self._lock, suppress(OSError):
+            if not self._store.local:
+                self._put()
+
+    def _put(self) -> None:
+        self._store.replace(self._name, b"".join(self._lines))
+        self._put_at = time.monotonic()
+
+
+def note_end(event: str, **facts: Any) -> None:
+    """Tell all open logs that this process is about to end."""
+    for log in list(_logs):
+        log.write(event, **facts)
+        log.close()
 
 
 def read_runs(store: Store) -> Iterator[dict[str, Any]]:
