@@ -53,7 +53,7 @@ def run_night(images: Path, root: Path) -> tuple[float, dict[str, Any]]:
     """The seconds of the whole command, and what it printed."""
     command = [sys.executable, "-m", "jobs.cli", "run", str(images), str(root), "--json", "--no-gate"]
     started = time.perf_counter()
-    done = subprocess.run(command, cwd=REPOSITORY, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = subprocess.run(command, cwd=REPOSITORY, env=os.environ, capture_output=True)
     seconds = time.perf_counter() - started
     if done.returncode:
         raise click.ClickException(done.stderr.decode(errors="replace").strip().splitlines()[-1])
@@ -92,9 +92,7 @@ def measure(photos: Path, count: int, size: int, folder: Path) -> dict[str, Any]
     default=PHOTOS,
     help="What they are made of. Default: examples/photos.",
 )
-@click.option(
-    "--scratch", type=click.Path(path_type=Path), help="Folder for images and ROOT. Default: a temporary one."
-)
+@click.option("--scratch", type=click.Path(path_type=Path), help="Folder for images and ROOT. Default: temporary.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def main(images: int, size: int, photos: Path, scratch: Path | None, as_json: bool) -> None:
     """Measure three nights. Exit 1 if one misses its goal."""
