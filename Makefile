@@ -22,7 +22,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow and not engines and not gpu"
+	$(BIN)/pytest --numprocesses auto --dist loadfile -m "not slow and not engines and not gpu"
 
 # What they need is fetched once, into SIF_ENGINES_CACHE (~/.cache/sif-batch-engines); what cannot be had is skipped.
 test-engines: $(VENV)/.installed-test

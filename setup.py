@@ -31,6 +31,7 @@ TEST = [
     "mypy>=1.13",
     "pandas>=2.2",
     "pytest>=8.3",
+    "pytest-xdist>=3.6",
     "ruff>=0.8",
     "setuptools>=77",
     "timm>=1.0.15",
