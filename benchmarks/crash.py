@@ -150,7 +150,17 @@ class Run:
         self.root, self.night = root, night
         self.started = time.monotonic()
         self._out, self._log = root.with_suffix(".json"), root.with_suffix(".log")
-        command = [sys.executable, "-m", "jobs.cli", "run", str(night.images), str(root), *options, "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "jobs.cli",
+            "run",
+            str(night.images),
+            str(root),
+            *options,
+            "--no-report",
+            "--json",
+        ]
         with open(self._out, "wb") as out, open(self._log, "wb") as log:
             self.process = subprocess.Popen(command, stdout=out, stderr=log, cwd=REPOSITORY, start_new_session=True)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sif_batch.config import SifBatchError
+from sif_batch.config import BusyError
 
 Report = Callable[[Any], None]
 
@@ -18,7 +18,7 @@ def double(report: Report, number: int) -> int:
 
 
 def refuse(report: Report) -> None:
-    raise SifBatchError("no such thing", remedy="give another", outcome="refused")
+    raise BusyError("no such thing", remedy="give another")
 
 
 def find_no_file(report: Report, path: str) -> None:

@@ -153,7 +153,7 @@ class AnyHistory(RuleBasedStateMachine):
     # Nights.
 
     def _settings(self, **changes: Any) -> RunSettings:
-        given = {"sources": (), "root": str(self.root), "workers": 1, "limits": Limits(shard_images=3)}
+        given = {"sources": (), "root": str(self.root), "workers": 1, "limits": Limits(shard_images=3), "report": False}
         if not self.root.exists():
             given["sources"] = (str(self.source),)
         return RunSettings.model_validate(given | {"gate": GateSettings(enabled=False)} | changes)
@@ -287,7 +287,7 @@ class AnyHistory(RuleBasedStateMachine):
             quantizer = read_record(other, manifest["quantizer"]["id"])
             jobs_index._quantize(other, quantizer.id, catalog.parts, self._settings(), Quiet())
             made_of = decided | {"inputs": inputs, "fingerprints": manifest["fingerprints"]}
-            again, *_ = jobs_index._build(other, quantizer, catalog.parts, live, made_of, None)
+            again, *_ = jobs_index._build(other, quantizer, catalog.parts, live, made_of, None, {})
             assert again == release
             assert Index.open(other.path(f"releases/{again}")).release == release
 

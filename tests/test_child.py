@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sif_batch.child import Child, ChildDied
-from sif_batch.config import SifBatchError
+from sif_batch.config import BusyError, SifBatchError
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,9 @@ def test_calls_share_one_process(child: Child) -> None:
 
 
 def test_an_error_for_a_person_arrives_whole(child: Child) -> None:
-    with pytest.raises(SifBatchError, match="^no such thing$") as caught:
+    with pytest.raises(BusyError, match="^no such thing$") as caught:
         child.call("child_work:refuse")
-    assert (caught.value.remedy, caught.value.outcome) == ("give another", "refused")
+    assert (caught.value.remedy, caught.value.exit_code) == ("give another", 4)
     assert child.call("child_work:double", number=1) == 2
 
 

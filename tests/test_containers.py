@@ -282,7 +282,7 @@ def test_a_damaged_archive_gives_its_images_and_a_row_for_itself(
     # Mended, it is a new version; nothing of the old one is left.
     pack(folder, tar)
     counts = sif_batch("run", tmp_path / "root", "--json").json
-    assert (counts["embedded"], counts["failed"], counts["failed_before"], counts["deleted"]) == (12, 0, 0, 0)
+    assert (counts["reused"], counts["failed"], counts["failed_before"], counts["deleted"]) == (12, 0, 0, 0)
 
 
 def test_a_directory_of_archives_says_how_to_take_them_in(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ needs_vnni = pytest.mark.skipif(not computes_int8(), reason="the CPU has no VNNI
 
 def night(root: Path, **changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"sources": (str(PHOTOS),), "root": str(root)} | changes
-    return run(RunSettings(**settings), Reporter())
+    return run(RunSettings(**settings, report=False), Reporter())
 
 
 @pytest.fixture(scope="module")
