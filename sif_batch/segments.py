@@ -1,7 +1,6 @@
 """Segments of a release: codes in memory, kept rows mapped, searched as one."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sif_batch.devices import usable_cores
 from sif_batch.kernels import import_faiss, project
 from sif_batch.rows import decode_rows, exact_squared_distances, squared_distances, vectors_of_rows
 
@@ -16,10 +16,6 @@ BLOCK = 8192  # rows compared at a time
 SPARE = 32  # rows beyond k that a rough comparison keeps, so that rounding and ties decide nothing
 TOGETHER = 4  # queries from which on all cores share the work
 RERANKED_AT_ONCE = 2**22  # numbers of candidates' rows in memory, for each thread
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
