@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.query import PLAIN, Index
+from sif_batch.query import Index
+from sif_batch.roster import PLAIN
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ for hit in index.search(image="query.jpg", k=10):
     print(hit.uri, hit.similarity)
 """
 
-import bisect
 import functools
 import math
 import os
@@ -18,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
+from sif_batch import feedback
 from sif_batch.config import SifBatchError, canonical_json
 from sif_batch.copies import Copies
 from sif_batch.encoders import Encoder, read_spec
@@ -29,16 +30,19 @@ from sif_batch.history import read_top
 from sif_batch.images import MAX_BYTES, checked_rgb
 from sif_batch.kernels import computes_int8, import_faiss
 from sif_batch.quantizer import ARRAYS, transform_of
+from sif_batch.question import Picture, Question
 from sif_batch.release import MANIFEST, check_release, damaged, shape_of
+from sif_batch.roster import PLAIN, Roster
 from sif_batch.rows import row_type, vectors_of_rows
 from sif_batch.segments import OperatingPoint, Ranked, Segment, Segments
-from sif_batch.sources.names import hash_of, local_of
+from sif_batch.selection import Selection
+from sif_batch.sources.names import local_of
 from sif_batch.storage import Store, digest, open_filesystem, sha256_of
 from sif_batch.transform import SIMILARITY
 
 SCORES_AT_ONCE = 2**24  # ranked rows in memory: queries x k
 PER_HIT = 4  # codes scanned and rows re-ranked for each hit asked for, where that is more than the operating point
-PLAIN = ("key", "hash", "uri", "sha256")  # what is no column of a hit
+SELECTIONS = 8  # filters whose rows are kept at hand
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class Index:
             opened.append(segment)
             start += segment.size
         self.segments = Segments(opened, self.spec.unit_rows, self.spec.kept_dimension)
-        self._open_images(local("images.arrow"))
+        self.roster = Roster(local("images.arrow"), self._path("images.arrow"))
+        self._selections = functools.lru_cache(SELECTIONS)(self._select)
         if start != manifest["rows"] or len(self) != start:
             raise ValueError(f"{start} rows in segments, {len(self)} images, {manifest['rows']} in release.json")
         self.point = OperatingPoint(**manifest["operating_point"]) if manifest.get("operating_point") else None
@@ -93,24 +98,6 @@ class Index:
         if index is not None and index.ntotal != len(rows):
             raise ValueError(f"{folder}: {index.ntotal} codes, {len(rows)} rows")
         return Segment(start, len(rows), np.asarray(rows), index)
-
-    def _open_images(self, path: Path) -> None:
-        """Map images.arrow; what its batches hold is checked as each is first looked at."""
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._batches = [file.get_batch(number) for number in range(file.num_record_batches)]
-        self._batch_starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
-        self._schema: pa.Schema = file.schema
-        self._sound: set[int] = set()
-
-    def _batch(self, number: int) -> pa.RecordBatch:
-        """A batch of images. Damaged offsets in it would end the process when they are followed."""
-        if number not in self._sound:
-            try:
-                self._batches[number].validate(full=True)
-            except pa.ArrowException as error:
-                raise damaged(self._path("images.arrow")) from error
-            self._sound.add(number)
-        return self._batches[number]
 
     @staticmethod
     def open(url: str | os.PathLike[str]) -> "Index":
@@ -144,7 +131,7 @@ class Index:
         return self if folder == self._folder else Index.open(self._place)
 
     def __len__(self) -> int:
-        return int(self._batch_starts[-1])
+        return len(self.roster)
 
     @property
     def dimension(self) -> int:
@@ -164,28 +151,67 @@ class Index:
     def search(
         self,
         *,
-        image: str | os.PathLike[str] | bytes | Image.Image | None = None,
-        images: Sequence[str | os.PathLike[str] | bytes | Image.Image] | None = None,
+        image: Picture | None = None,
+        images: Sequence[Picture] | None = None,
         vector: np.ndarray | Sequence[float] | None = None,
         key: str | None = None,
+        keys: Sequence[str] | None = None,
         k: int = 10,
+        together: bool = False,
+        right: Sequence[str] = (),
+        wrong: Sequence[str] = (),
+        expand: int = 0,
+        where: str | pc.Expression | None = None,
     ) -> Any:
-        """The k most similar images, best first: a list of Hit, for `images` a list of such lists.
+        """The k most similar images, best first: a list of Hit; for `images` and `keys` a list of such lists.
 
         Exactly one of: image (path or fsspec URL, encoded bytes, or PIL image), images, vector ((dimension,), as
-        the encoder gives it), key (of an image in the release, which is itself left out).
+        the encoder gives it), key (of an image in the release, which is itself left out), keys; none where marks ask.
+
+        together: images or keys are one query, answered by one list. right, wrong: keys of images that were marked
+        so: the query moves towards the right ones and away from the wrong ones, which are left out. expand: so many
+        first hits are averaged into the query, which is then asked again. where: a filter (`sif_batch.filters`);
+        fewer than k are found where fewer qualify.
         """
-        given = [name for name, value in locals().items() if name not in ("self", "k") and value is not None]
-        if len(given) != 1:
-            raise SifBatchError(
-                f"search takes one of image, images, vector and key; given: {', '.join(given) or 'none'}"
-            )
-        if images is not None:
-            return [self._hits(*found) for found in self.ranked(self.embed(images), k)]
-        if key is not None:
-            return self._hits(*self.neighbours_of(np.array([self.row_of(key)]), k)[0])
-        vectors = self.embed([image]) if image is not None else np.asarray(vector, np.float32)[None]
-        return self._hits(*self.ranked(vectors, k)[0])
+        question = Question(image, images, vector, key, keys, together, right, wrong, expand)
+        selection = None if where is None else self._selection(where)
+        own, good, bad = (self.rows_of(keys) for keys in (question.own_keys, right, wrong))
+        y = self._asked(question, own)
+        without = own[:, None] if len(own) else np.empty((len(y), 0), np.int64)
+        if not question.several:
+            y, without = self._one_query(y, good, bad), np.concatenate([own, bad])[None]
+        if expand:
+            y = self._expanded(y, expand, without)
+        found = [self._hits(*answer) for answer in self._ranked(y, k, without, None, selection)]
+        return found if question.several else found[0]
+
+    def _asked(self, question: Question, own: np.ndarray) -> np.ndarray:
+        """What is asked with, as it is compared: (n, d) float64; n is 0 where marks alone ask. own: its rows."""
+        if question.vector is not None:
+            return self._compared(np.asarray(question.vector, np.float32)[None])
+        if question.pictures:
+            return self._compared(self.embed(question.pictures))
+        return self.vectors_of(own).astype(np.float64) if len(own) else np.empty((0, self.dimension))
+
+    def _one_query(self, y: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+        """Compared vectors (n, d) as one, after marks: (1, d) float64. right, wrong: rows."""
+        unit = self.transform.unit
+        if not (len(right) or len(wrong)):
+            return feedback.merge(y, unit)[None] if len(y) > 1 else y
+        query = feedback.merge(y, unit) if len(y) else None
+        return feedback.learn(query, self.vectors_of(right), self.vectors_of(wrong), unit)[None]
+
+    def _expanded(self, y: np.ndarray, expand: int, without: np.ndarray) -> np.ndarray:
+        """Compared queries (n, d), each with its first hits averaged in."""
+        found = self._ranked(y, expand, without, None)
+        pairs = zip(y, found, strict=True)
+        return np.stack([feedback.expand(q, self.vectors_of(r), s, self.transform.unit) for q, (r, s) in pairs])
+
+    def _selection(self, where: str | pc.Expression) -> Selection:
+        return self._selections(where) if isinstance(where, str) else self._select(where)
+
+    def _select(self, where: str | pc.Expression) -> Selection:
+        return Selection(self.segments, self.rows_where(where))
 
     def search_vectors(self, x: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """x: (n, dimension) float32. Returns keys, (n, k) object, and similarities, (n, k) float32; None and NaN
@@ -193,11 +219,11 @@ class Index:
         ranked = self.ranked(np.asarray(x), k)
         keys, similarities = np.full((len(x), k), None, object), np.full((len(x), k), np.nan, np.float32)
         for i, (rows, found) in enumerate(ranked):
-            keys[i, : len(rows)] = self._take(rows, ["key"])["key"].to_pylist()
+            keys[i, : len(rows)] = self.roster.take(rows, ["key"])["key"].to_pylist()
             similarities[i, : len(rows)] = found
         return keys, similarities
 
-    def embed(self, images: Sequence[str | os.PathLike[str] | bytes | Image.Image]) -> np.ndarray:
+    def embed(self, images: Sequence[Picture]) -> np.ndarray:
         """The encoder's vectors of some images: (n, dimension) float32. An image that cannot be used raises."""
         if not len(images):
             return np.empty((0, self.dimension), np.float32)
@@ -205,17 +231,11 @@ class Index:
 
     def row_of(self, key: str) -> int:
         """The row of an image by its key."""
-        wanted = hash_of(key)
-        firsts = [batch["hash"][0].as_py() if len(batch) else 0 for batch in self._batches]
-        for number in range(max(0, bisect.bisect_left(firsts, wanted) - 1), bisect.bisect_right(firsts, wanted)):
-            batch = self._batch(number)
-            hashes = batch["hash"].to_numpy()
-            for place in np.flatnonzero(hashes == np.uint64(wanted)).tolist():
-                if batch["key"][place].as_py() == key:
-                    return int(self._batch_starts[number]) + place
-        raise SifBatchError(
-            f"no image of the release has the key {key!r}", remedy="keys look like source/folder/name.jpg"
-        )
+        return self.roster.row_of(key)
+
+    def rows_of(self, keys: Sequence[str]) -> np.ndarray:
+        """The rows of images by their keys: (n,) int64. Raises SifBatchError for one that is not in the release."""
+        return np.array([self.roster.row_of(key) for key in keys], np.int64)
 
     def vectors_of(self, rows: np.ndarray) -> np.ndarray:
         """Some rows as they are compared: (n, ...) float32, of rows kept at fewer dimensions as far as these tell."""
@@ -233,53 +253,78 @@ class Index:
     @property
     def columns(self) -> list[str]:
         """The names that `column` takes."""
-        return list(self._schema.names)
+        return list(self.roster.schema.names)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of the images, in order of rows: key, uri, folder, ..."""
-        if name not in self._schema.names:
-            has = [column for column in self._schema.names if column not in PLAIN]
-            raise SifBatchError(f"the release has no column {name!r}", remedy=f"it has: {', '.join(has)}")
-        batches = [self._batch(number) for number in range(len(self._batches))]
-        return pa.chunked_array([batch[name] for batch in batches], self._schema.field(name).type)
+        return self.roster.column(name)
+
+    def rows_where(self, where: str | pc.Expression) -> np.ndarray:
+        """The rows that a filter lets through, rising: (m,) int64. Raises SifBatchError; see `sif_batch.filters`."""
+        return self.roster.rows_where(where)
 
     def ranked(
-        self, vectors: np.ndarray, k: int, without: np.ndarray | None = None, point: OperatingPoint | None = None
+        self,
+        vectors: np.ndarray,
+        k: int,
+        without: np.ndarray | None = None,
+        point: OperatingPoint | None = None,
+        among: np.ndarray | None = None,
     ) -> Ranked:
         """For each vector the rows and similarities of its k nearest, best first, equal ones by row.
 
-        vectors: (n, dimension), as the encoder gives them; without: (n,) a row to leave out for each, -1 for none;
-        point: the operating point, by default the release's.
+        vectors: (n, dimension), as the encoder gives them; without: (n,) or (n, w) rows to leave out for each, -1 for
+        none; point: the operating point, by default the release's; among: (m,) rising, the only rows to find.
         """
+        return self._ranked(self._compared(vectors), k, without, point, self._among(among))
+
+    def neighbours_of(
+        self, rows: np.ndarray, k: int, point: OperatingPoint | None = None, among: np.ndarray | None = None
+    ) -> Ranked:
+        """As `ranked`, asked with some rows of the release, each left out of its own answer."""
+        return self._ranked(self.vectors_of(rows).astype(np.float64), k, rows, point, self._among(among))
+
+    def _among(self, rows: np.ndarray | None) -> Selection | None:
+        return None if rows is None else Selection(self.segments, rows)
+
+    def _compared(self, vectors: np.ndarray) -> np.ndarray:
+        """An encoder's vectors as they are compared, (n, ...) float64. Raises SifBatchError for what is none."""
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise SifBatchError(f"a query has shape {vectors.shape[1:]}, expected ({self.dimension},)")
         if not np.isfinite(vectors).all():
             raise SifBatchError("a query vector is not finite")
-        return self._ranked(self.transform.apply(vectors), k, without, point)
+        return self.transform.apply(vectors)
 
-    def neighbours_of(self, rows: np.ndarray, k: int, point: OperatingPoint | None = None) -> Ranked:
-        """As `ranked`, asked with some rows of the release, each left out of its own answer."""
-        return self._ranked(self.vectors_of(rows).astype(np.float64), k, rows, point)
-
-    def _ranked(self, y: np.ndarray, k: int, without: np.ndarray | None, point: OperatingPoint | None) -> Ranked:
+    def _ranked(
+        self,
+        y: np.ndarray,
+        k: int,
+        without: np.ndarray | None,
+        point: OperatingPoint | None,
+        selection: Selection | None = None,
+    ) -> Ranked:
         """`ranked` for compared vectors, (n, ...) float64."""
         if k < 1:
             raise SifBatchError(f"k is {k}, expected at least 1")
-        if not len(self):
+        findable = len(self) if selection is None else len(selection)
+        if not findable:
             return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(y)
-        wanted = min(k + 1, len(self))  # one more, for the row to leave out
+        left_out = np.empty((len(y), 0), np.int64) if without is None else without.reshape(len(y), without[:1].size)
+        wanted = min(k + left_out.shape[1], findable)  # more, for the rows to leave out
         exhaustive, point = self._effort(wanted, point or self.point)
         found: Ranked = []
         at_once = max(1, min(256, SCORES_AT_ONCE // wanted))
         for start in range(0, len(y), at_once):
             block = y[start : start + at_once]
             queries = self.kept_view(block)
-            if exhaustive:
+            if selection is not None:
+                ranked = selection.search(self.reduced(block), queries, wanted, None if exhaustive else point)
+            elif exhaustive:
                 ranked = self.segments.scan(queries, wanted, PER_HIT * wanted >= len(self))
             else:
                 ranked = self.segments.probe(self.reduced(block), queries, wanted, point)
             for i, (rows, apart) in enumerate(ranked, start):
-                kept = slice(k) if without is None else np.flatnonzero(rows != without[i])[:k]
+                kept = np.flatnonzero((rows[:, None] != left_out[i]).all(axis=1))[:k]
                 found.append((rows[kept], SIMILARITY[self.spec.metric](apart[kept]).astype(np.float32)))
         return found
 
@@ -309,22 +354,8 @@ class Index:
         """The mean number of codes that a query compares with at an operating point. vectors: as for `ranked`."""
         return self.segments.codes_scanned(self.reduced(self.transform.apply(vectors)), point)
 
-    def _take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        """Some columns of some images, in the order of `rows`."""
-        number = np.searchsorted(self._batch_starts, rows, side="right") - 1
-        taken, places = [], []
-        for batch in np.unique(number).tolist():
-            mine = np.flatnonzero(number == batch)
-            within = pa.array(rows[mine] - self._batch_starts[batch])
-            taken.append(self._batch(batch).select(list(columns)).take(within))
-            places.append(mine)
-        if not taken:
-            return self._schema.empty_table().select(list(columns))
-        table = pa.Table.from_batches(taken)
-        return table.take(pa.array(np.argsort(np.concatenate(places)))) if len(taken) > 1 else table
-
     def _hits(self, rows: np.ndarray, similarities: np.ndarray) -> list[Hit]:
-        found = self._take(rows, self._schema.names).to_pylist()
+        found = self.roster.take(rows, self.roster.schema.names).to_pylist()
         return [
             Hit(
                 image["key"],
@@ -356,7 +387,7 @@ class Index:
         """A faiss index; most flipped bits in one would open silently."""
         return import_faiss().read_index(str(self._checked(name)))
 
-    def _pixels(self, image: str | os.PathLike[str] | bytes | Image.Image) -> np.ndarray:
+    def _pixels(self, image: Picture) -> np.ndarray:
         name = "the query"
         try:
             if isinstance(image, Image.Image):

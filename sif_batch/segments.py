@@ -54,25 +54,30 @@ class Segments:
         self.all, self.unit, self.kept_dimension = list(segments), unit, kept_dimension
         self.starts = np.array([segment.start for segment in segments], np.int64)
         self.size = sum(segment.size for segment in segments)
-        self._filled = [segment for segment in segments if segment.size]
+        self.filled = [segment for segment in segments if segment.size]
 
     @property
     def keeps_rows(self) -> bool:
-        return all(segment.rows is not None for segment in self._filled)
+        return all(segment.rows is not None for segment in self.filled)
 
     @property
     def is_graph(self) -> bool:
         faiss = import_faiss()
-        return any(isinstance(segment.index, faiss.IndexHNSW) for segment in self._filled)
+        return any(isinstance(segment.index, faiss.IndexHNSW) for segment in self.filled)
 
-    def candidates(self, reduced: np.ndarray, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
+    def candidates(
+        self, reduced: np.ndarray, point: OperatingPoint, probes: Sequence[Any] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The `rerank` rows whose codes are nearest: distances (q, r) float32 and rows (q, r) int64, nearest first, -1
-        behind the last. reduced: (q, reduced) float32."""
+        behind the last. reduced: (q, reduced) float32; probes: faiss's own parameters for each segment that is filled.
+        """
         distances, rows = [], []
         with threads(len(reduced)):
-            for segment in self._filled:
+            for number, segment in enumerate(self.filled):
                 wanted = min(point.rerank, segment.size)
-                found, ids = segment.index.search(reduced, wanted, params=self._parameters(segment, point, wanted))
+                how = probes[number] if probes else self._parameters(segment, point, wanted)
+                index = _storage(segment.index) if probes else segment.index
+                found, ids = index.search(reduced, wanted, params=how)
                 good = (ids >= 0) & (ids < segment.size)
                 distances.append(np.where(good, found, np.inf))
                 rows.append(np.where(good, ids + segment.start, -1))
@@ -95,6 +100,9 @@ class Segments:
         if len(self.all) == 1:
             assert self.all[0].rows is not None
             return self.all[0].rows.take(rows, axis=0, mode="clip")  # three times as fast as an index
+        if not len(rows):
+            assert self.all[0].rows is not None
+            return self.all[0].rows[:0]
         kept = None
         number = np.searchsorted(self.starts, rows, side="right") - 1
         for segment_number in np.unique(number).tolist():
@@ -104,7 +112,8 @@ class Segments:
             if kept is None:
                 kept = np.empty((len(rows), found.shape[1]), found.dtype)
             kept[mine] = found
-        return np.empty((0, 0), np.int8) if kept is None else kept
+        assert kept is not None
+        return kept
 
     def rough_distances(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Squared distances of queries (q, d) to candidates (q, r), -1 for none: (q, r) float32, infinite for those."""
@@ -126,9 +135,16 @@ class Segments:
         """Squared distances of one query (d,) to some rows: (n,) float64, each one's bits independent of the others."""
         return exact_squared_distances(vectors_of_rows(self.take(rows), self.unit), query, self.unit)
 
-    def probe(self, reduced: np.ndarray, queries: np.ndarray, k: int, point: OperatingPoint) -> "Ranked":
+    def probe(
+        self,
+        reduced: np.ndarray,
+        queries: np.ndarray,
+        k: int,
+        point: OperatingPoint,
+        probes: Sequence[Any] | None = None,
+    ) -> "Ranked":
         """The k nearest by code, then by kept row: rows and squared distances of each query, equal ones by row."""
-        near, rows = self.candidates(reduced, point)
+        near, rows = self.candidates(reduced, point, probes)
         if not self.keeps_rows:
             return [_in_order(r[r >= 0], n[r >= 0].astype(np.float64), k) for r, n in zip(rows, near, strict=True)]
         return self.refine(queries, rows, self.rough_distances(queries, rows), k)
@@ -145,35 +161,49 @@ class Segments:
             found.append(_in_order(row, self.exact_distances(query, row), k))
         return found
 
-    def scan(self, queries: np.ndarray, k: int, all_exact: bool) -> "Ranked":
-        """Compare queries (q, d) float32 with every kept row: roughly first, or all exactly where most are wanted."""
+    def scan(self, queries: np.ndarray, k: int, all_exact: bool, among: np.ndarray | None = None) -> "Ranked":
+        """Compare queries (q, d) float32 with every kept row: roughly first, or all exactly where most are wanted.
+
+        among: (m,) int64, rising, the rows to compare with instead of all.
+        """
         kept = k if all_exact else k + SPARE
         rows = np.empty((len(queries), 0), np.int64)
         best = np.empty((len(queries), 0), np.float64 if all_exact else np.float32)
         own = np.einsum("ij,ij->i", queries, queries)[:, None]
-        for segment in self._filled:
-            assert segment.rows is not None
-            for start in range(0, segment.size, BLOCK):
-                numbers, factor = decode_rows(segment.rows[start : start + BLOCK], self.unit)
-                x = numbers * factor[:, None]
-                products = project(x, queries.T.astype(np.float64)).T if all_exact else queries @ x.T
-                apart = 2 - 2 * products if self.unit else own + np.einsum("ij,ij->i", x, x) - 2 * products
-                apart = np.where(np.isfinite(apart), apart, np.inf)
-                at = np.arange(segment.start + start, segment.start + start + len(x))
-                rows = np.hstack([rows, np.broadcast_to(at, apart.shape)])
-                best = np.hstack([best, apart])
-                if best.shape[1] > kept:
-                    top = np.argpartition(best, kept - 1, axis=1)[:, :kept]
-                    rows, best = np.take_along_axis(rows, top, 1), np.take_along_axis(best, top, 1)
+        for at, kept_rows in self._blocks(among):
+            numbers, factor = decode_rows(kept_rows, self.unit)
+            x = numbers * factor[:, None]
+            products = project(x, queries.T.astype(np.float64)).T if all_exact else queries @ x.T
+            apart = 2 - 2 * products if self.unit else own + np.einsum("ij,ij->i", x, x) - 2 * products
+            apart = np.where(np.isfinite(apart), apart, np.inf)
+            rows = np.hstack([rows, np.broadcast_to(at, apart.shape)])
+            best = np.hstack([best, apart])
+            if best.shape[1] > kept:
+                top = np.argpartition(best, kept - 1, axis=1)[:, :kept]
+                rows, best = np.take_along_axis(rows, top, 1), np.take_along_axis(best, top, 1)
         if all_exact:
             return [_in_order(r, b, k) for r, b in zip(rows, best, strict=True)]
         return self.refine(queries, rows, best, k)
+
+    def _blocks(self, among: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows, all or some, and what is kept of them, a block at a time."""
+        for segment in self.filled:
+            assert segment.rows is not None
+            if among is None:
+                for start in range(0, segment.size, BLOCK):
+                    kept = segment.rows[start : start + BLOCK]
+                    yield np.arange(segment.start + start, segment.start + start + len(kept)), kept
+                continue
+            mine = among[np.searchsorted(among, segment.start) : np.searchsorted(among, segment.start + segment.size)]
+            for start in range(0, len(mine), BLOCK):
+                at = mine[start : start + BLOCK]
+                yield at, segment.rows.take(at - segment.start, axis=0, mode="clip")
 
     def codes_scanned(self, reduced: np.ndarray, point: OperatingPoint) -> float:
         """The mean number of codes that a query compares with at an operating point."""
         faiss = import_faiss()
         total = 0
-        for segment in self._filled:
+        for segment in self.filled:
             if isinstance(segment.index, faiss.IndexHNSW):
                 faiss.cvar.hnsw_stats.reset()
                 wanted = min(point.rerank, segment.size)
@@ -185,6 +215,12 @@ class Segments:
             sizes = np.array([lists.list_size(cell) for cell in range(segment.index.nlist)])
             total += int(sizes[probed[probed >= 0]].sum())
         return total / max(1, len(reduced))
+
+
+def _storage(index: Any) -> Any:
+    """The codes of a graph, to be compared with one by one; another index as it is."""
+    faiss = import_faiss()
+    return faiss.downcast_index(index.storage) if isinstance(index, faiss.IndexHNSW) else index
 
 
 Ranked = list[tuple[np.ndarray, np.ndarray]]

@@ -218,9 +218,9 @@ def test_a_query_alone_uses_one_thread_and_leaves_the_number_as_it_was(released:
             return search(*given, **options)
 
     before = faiss.omp_get_max_threads()
-    real = index.segments._filled[0]
-    index.segments._filled[0] = type(real)(real.start, real.size, real.rows, Watched(real.index))
-    index.segments._filled[1:] = []
+    real = index.segments.filled[0]
+    index.segments.filled[0] = type(real)(real.start, real.size, real.rows, Watched(real.index))
+    index.segments.filled[1:] = []
     index.segments._parameters = lambda *given: faiss.SearchParametersIVF(nprobe=1)  # type: ignore[method-assign]
     index.ranked(np.ones((1, 48), np.float32), 5)
     index.ranked(np.ones((16, 48), np.float32), 5)
