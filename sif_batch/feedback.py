@@ -20,7 +20,14 @@ def merge(vectors: np.ndarray, unit: bool, weights: np.ndarray | None = None) ->
     return normalise(mean[None])[0] if unit else mean
 
 
-def learn(query: np.ndarray | None, right: np.ndarray, wrong: np.ndarray, unit: bool) -> np.ndarray:
+def learn(
+    query: np.ndarray | None,
+    right: np.ndarray,
+    wrong: np.ndarray,
+    unit: bool,
+    toward: float = RIGHT,
+    away: float = WRONG,
+) -> np.ndarray:
     """A query after its hits were marked: towards the right ones and away from the wrong ones. (d,) float64.
 
     query: (d,), None where the marks alone ask; right: (r, d); wrong: (w, d). Rocchio: Relevance feedback in
@@ -30,19 +37,21 @@ def learn(query: np.ndarray | None, right: np.ndarray, wrong: np.ndarray, unit: 
     weights = [1.0] * len(near)
     if len(right):
         near.append(right.astype(np.float64).mean(axis=0))
-        weights.append(RIGHT)
+        weights.append(toward)
     centre = merge(np.stack(near), unit, np.array(weights))
     if not len(wrong):
         return centre
-    moved = centre + WRONG * (centre - wrong.astype(np.float64).mean(axis=0))
+    moved = centre + away * (centre - wrong.astype(np.float64).mean(axis=0))
     return normalise(moved[None])[0] if unit else moved
 
 
-def expand(query: np.ndarray, hits: np.ndarray, similarities: np.ndarray, unit: bool) -> np.ndarray:
-    """A query with its first hits averaged in, each by its similarity to the power of ALPHA: (d,) float64.
+def expand(
+    query: np.ndarray, hits: np.ndarray, similarities: np.ndarray, unit: bool, alpha: float = ALPHA
+) -> np.ndarray:
+    """A query with its first hits averaged in, each by its similarity to the power of alpha: (d,) float64.
 
     query: (d,); hits: (m, d); similarities: (m,). Radenovic, Tolias, Chum: Fine-tuning CNN image retrieval with no
-    human annotation (2018), section 3.3; ALPHA 0 would be the plain mean.
+    human annotation (2018), section 3.3; alpha 0 is the plain mean.
     """
-    weights = np.concatenate([[1.0], np.maximum(similarities, 0) ** ALPHA])
+    weights = np.concatenate([[1.0], np.maximum(similarities, 0) ** alpha])
     return merge(np.concatenate([query[None], hits]), unit, weights)

@@ -1,4 +1,4 @@
-"""What is relevant to what: images of one label (a column, the folder, a CSV file), or pairs from a CSV file."""
+"""What is relevant to what: images of one label (a column, the folder, a CSV file), or pairs (CSV, judgements)."""
 
 import csv
 import os
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sif_batch.config import SifBatchError
+from sif_batch.judgements import read_judgements
 from sif_batch.query import Index
 
 EXAMPLES = 5
@@ -79,6 +80,8 @@ def read_relevance(index: Index, labels: str) -> Relevance:
     """What --labels names. Raises SifBatchError where that leaves nothing to judge by."""
     if labels.lower().endswith((".csv", ".tsv")) or os.path.isfile(labels):
         found = _read_csv(index, Path(labels))
+    elif labels not in index.columns and (labels.endswith(".parquet") or "://" in labels or os.path.isdir(labels)):
+        found = _judged(index, labels)
     else:
         values = index.column(labels).to_pylist()
         if labels == "folder":
@@ -95,6 +98,39 @@ def read_relevance(index: Index, labels: str) -> Relevance:
     return found
 
 
+def _judged(index: Index, place: str) -> Relevance:
+    """Pairs that people marked as right. The right ones of a query that is no image of the release are relevant to
+    each other."""
+    rows = read_judgements(place)
+    rows = rows.filter(rows["right"])
+    row_of = _Names(index)
+    partners: dict[int, set[int]] = {}
+    missing = []
+    groups: dict[str, list[int]] = {}
+    for query, key in zip(rows["query"].to_pylist(), rows["key"].to_pylist(), strict=True):
+        row = row_of(key)
+        groups.setdefault(query, []).extend([] if row is None else [row])
+        missing += [key] if row is None else []
+    for query, good in groups.items():
+        asked = row_of(query)
+        for row in good if asked is None else [asked]:
+            for other in good:
+                _relate(partners, row, other)
+    _check_matched(place, partners, missing or rows["query"].to_pylist())
+    return _of_pairs(len(index), partners, missing)
+
+
+def _relate(partners: dict[int, set[int]], row: int, other: int) -> None:
+    if row != other:
+        partners.setdefault(row, set()).add(other)
+        partners.setdefault(other, set()).add(row)
+
+
+def _of_pairs(rows: int, partners: dict[int, set[int]], missing: Sequence[str]) -> Relevance:
+    arrays = {row: np.array(sorted(others), np.int64) for row, others in sorted(partners.items())}
+    return Relevance(np.full(rows, -1), [], arrays, sorted(set(missing)))
+
+
 def _read_csv(index: Index, path: Path) -> Relevance:
     header, rows = _rows(path)
     row_of = _Names(index)
@@ -106,12 +142,10 @@ def _read_csv(index: Index, path: Path) -> Relevance:
             other = row_of(value)
             if other is None:
                 missing.append(value)
-            elif row is not None and row != other:
-                partners.setdefault(row, set()).add(other)
-                partners.setdefault(other, set()).add(row)
+            elif row is not None:
+                _relate(partners, row, other)
         _check_matched(path, partners, missing)
-        arrays = {row: np.array(sorted(others), np.int64) for row, others in sorted(partners.items())}
-        return Relevance(np.full(len(index), -1), [], arrays, sorted(set(missing)))
+        return _of_pairs(len(index), partners, missing)
     missing = [name for (row, _), (name, _) in zip(found, rows, strict=True) if row is None]
     label: dict[int, str] = {}
     for (row, value), (name, _) in zip(found, rows, strict=True):
@@ -121,7 +155,7 @@ def _read_csv(index: Index, path: Path) -> Relevance:
     return by_labels((label.get(row) for row in range(len(index))), missing)
 
 
-def _check_matched(path: Path, found: dict[int, Any], missing: list[str]) -> None:
+def _check_matched(path: Path | str, found: dict[int, Any], missing: list[str]) -> None:
     if not found:
         raise SifBatchError(
             f"{path}: none of its {len(missing)} names is an image of the release, such as {', '.join(missing[:3])}",
