@@ -95,7 +95,7 @@ def make_quantizer(store: Store, encoder: str, dimension: int, rows: int, keep_r
     vectors = clustered(10**6, TRAINING_ROWS_PER_CELL * spec.cells, dimension)
     queries = clustered(2 * 10**6, HELD_OUT, dimension)
     keys = [f"held out {i}" for i in range(HELD_OUT)]
-    files, prospect, explained = train(spec, settings, vectors, queries, keys, rows)
+    files, prospect, explained, service = train(spec, settings, vectors, queries, keys, rows)
     name = f"ivf-pq-{'rows' if keep_rows else 'codes'}"
     for file, data in files.items():
         store.create(f"quantizers/{name}/{file}", data)
@@ -108,6 +108,8 @@ def make_quantizer(store: Store, encoder: str, dimension: int, rows: int, keep_r
         vectors_sha256="",
         explained=explained,
         prospect=prospect,
+        service=service,
+        seen_to=0,
         fingerprint=quantizing_fingerprint(),
         files={file: digest(data) for file, data in files.items()},
     )
@@ -150,8 +152,8 @@ def write_codes(store: Store, quantizer_id: str, number: int, size: int) -> None
         pa.ListArray.from_arrays(nothing, pa.array([], pa.float32())),
     )
     likeness = random.integers(2**63, size=size, dtype=np.uint64)
-    lengths = np.ones(size, np.float32)
-    data = encode_table(np.arange(size, dtype=np.uint16), code, kept, lengths, likeness, near, "")
+    looks = np.ones(size, np.float32), likeness, np.zeros(size, np.float32)
+    data = encode_table(np.arange(size, dtype=np.uint16), code, kept, *looks, near, "")
     store.create(codes_path(quantizer_id, f"{number:05d}"), data)
 
 

@@ -219,6 +219,12 @@ INDEX_OPTIONS = (
         help="Refuse an index whose queries take longer here, one alone on one core. Default: no limit.",
     ),
     click.option(
+        "--retrain",
+        type=click.Choice(["auto", "never", "now"]),
+        help="Train another quantizer. auto: when the images have doubled since the last training, or new ones drifted "
+        "too far from it. Default: auto.",
+    ),
+    click.option(
         "--max-failures",
         type=click.FloatRange(0, 1),
         help="Share of failed images that the gate lets pass. Default: 0.05.",

@@ -37,6 +37,7 @@ def describe(store: Store, entry: dict[str, Any]) -> dict[str, Any]:
         "by": entry["by"],
         "action": entry["action"],
         "held": entry["held"],
+        "note": entry.get("note"),
         "rows": manifest.get("rows", 0),
         "recall_at_10": manifest.get("recall", {}).get("at_10"),
         "bytes": sum(file["size"] for file in manifest.get("files", {}).values()),

@@ -16,9 +16,11 @@ from jobs.neighbours import compare_neighbours, is_there, keeps_rows, open_relea
 from jobs.pages import check_extra, missing_extra, picture_of, render, write_file
 from jobs.runs import read_runs
 from jobs.search import failures
+from jobs.show import describe_drift
 from sif_batch.config import SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
 from sif_batch.query import Index
+from sif_batch.release import read_manifest
 from sif_batch.storage import Store
 
 MAPPED = 500  # images of the map
@@ -90,6 +92,7 @@ def make_report(store: Store, document: dict[str, Any], say: Say) -> tuple[bytes
         "failures": failed_kinds(store, result),
         "plots": {"recall": None, "stages": stage_plot(result), "threads": thread_plot(result)},
         "manifest": index.manifest if index else None,
+        "quantizer": quantizer_drift(store, document, index.manifest) if index else [],
         "queries": [],
         "pairs": [],
         "twins": None,
@@ -181,6 +184,21 @@ def recall_plot(manifest: dict[str, Any], result: dict[str, Any]) -> str | None:
     chosen = [i for i, row in enumerate(curve) if (row["cells"], row["rerank"]) == (point["cells"], point["rerank"])]
     target = manifest["recall"].get("target") or manifest.get("settings", {}).get("recall") or 0.9
     return plots.recall_and_cost(points, chosen[0] if chosen else None, axis, target)
+
+
+def quantizer_drift(store: Store, document: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
+    """How the quantizer serves new images, in this release and the one before, and why another was trained."""
+    lines = []
+    if training := document["result"].get("training"):
+        lines.append(f"A quantizer was trained: {training['why']}")
+    if told := describe_drift(manifest.get("drift")):
+        lines.append(told[0].upper() + told[1:])
+    parent = document.get("parent")
+    if lines and parent and is_there(store, parent):
+        before = read_manifest(store, f"releases/{parent}").get("drift")
+        if told := describe_drift(before):
+            lines.append(f"In the release before: {told}")
+    return lines
 
 
 def stage_plot(result: dict[str, Any]) -> str | None:

@@ -158,17 +158,20 @@ def _index(night: Night, record: RootRecord, embedded: Embedded, metadata: pa.Ta
     with timed(night.seconds, "index"):
         indexed = index_collection(night.store, night.lease, record, embedded, night.settings, night.reporter, metadata)
     figures = index_figures(indexed, night.settings)
-    night.log.write(indexed.outcome, release=indexed.release, gate=figures["gate"], rows=indexed.manifest["rows"])
+    rows = indexed.candidate.manifest["rows"]
+    night.log.write(indexed.outcome, release=figures["release"], gate=figures["gate"], rows=rows)
     return figures
 
 
 def index_figures(indexed: Indexed, settings: RunSettings) -> dict[str, Any]:
     """What `--json` says of the index and the gate."""
-    manifest = indexed.manifest
+    manifest, candidate = indexed.candidate.manifest, indexed.candidate
     return {
         "outcome": indexed.outcome,
         "deleted": indexed.deleted,
-        "release": indexed.release,
+        "release": candidate.release,
+        "drift": manifest["drift"],
+        "training": indexed.training,
         "gate": {
             "passed": not indexed.reasons,
             "enabled": settings.gate.enabled,
@@ -184,9 +187,9 @@ def index_figures(indexed: Indexed, settings: RunSettings) -> dict[str, Any]:
             "quantizer": manifest["quantizer"]["id"],
             "codes_scanned": manifest["codes_scanned"],
             "shape": shape_of(manifest).explain(),
-            "curve": indexed.curve_ms,
+            "curve": candidate.curve_ms,
             "seconds": {name: round(value, 3) for name, value in indexed.seconds.items()},
-            "query_ms": indexed.query_ms and round(indexed.query_ms, 3),
+            "query_ms": candidate.query_ms and round(candidate.query_ms, 3),
         },
     }
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,8 @@ from sif_batch.standing import MAX_ATTEMPTS
 from sif_batch.storage import Store, is_local, open_filesystem
 from sif_batch.watching import IMAGE_TIMEOUT_S
 
+Retrain = Literal["auto", "never", "now"]
+
 
 class RunSettings(Frozen):
     """The settings of `sif-batch run`. None: as ROOT records, else the default."""
@@ -47,6 +49,7 @@ class RunSettings(Frozen):
     gate: GateSettings = GateSettings()
     index: dict[str, Any] = Field(default_factory=dict)
     scratch: str | None = None
+    retrain: Retrain = "auto"
     int8: Int8Settings = Int8Settings()
     metadata: str | None = None
     beam: tuple[str, ...] = ()

@@ -46,6 +46,11 @@ def show_run(console: Console, result: dict[str, Any]) -> None:
     recall = "not measured: no held-out image" if gate["recall_at_10"] is None else f"{gate['recall_at_10']:.3f}"
     say(f"recall@10 {recall} on {gate['queries']} held-out queries")
     say(f"index     {index['shape']}")
+    if training := result["training"]:
+        cost = sum(training["seconds"].values())
+        say(f"trained   {training['why']}; it took {format_seconds(cost)}")
+    if told := describe_drift(result["drift"]):
+        say(f"drift     {told}")
     say(f"time      {stages}" + (f"; {result['bottleneck']}" if result["bottleneck"] else ""))
     say(f"outcome   {result['outcome']}")
     for reason in gate["reasons"]:
@@ -60,6 +65,16 @@ def show_run(console: Console, result: dict[str, Any]) -> None:
     else:
         say(f"release   {where}")
         say(f"ask it    sif-batch search {root} IMAGE")
+
+
+def describe_drift(drift: dict[str, Any] | None) -> str | None:
+    """How the quantizer serves what came after its training, in a line; None where nothing came or nothing is lost."""
+    if not drift or drift["ratio"] is None:
+        return None
+    trained, now = drift["imbalance"]["trained"], drift["imbalance"]["now"]
+    cells = f"; its cells are {now / trained:.2f} times as uneven" if trained and now else ""
+    share = drift["new"] / drift["sampled"]
+    return f"images new since the training, {share:.1%}, lose {drift['ratio']:.2f} times what others do{cells}"
 
 
 def show_hits(console: Console, query: str, hits: Sequence[Hit]) -> None:
@@ -120,6 +135,7 @@ def show_releases(console: Console, releases: Sequence[dict[str, Any]]) -> None:
         size = f"{release['bytes'] / 1e6:.1f}"
         current = "current" if release["current"] else "gone" if release["gone"] else ""
         current += ", publishing is held" if release["current"] and release["held"] else ""
+        current += f"{', ' if current else ''}{release['note']}" if release["note"] else ""
         who = (release["n"], release["id"], release["time"], release["by"], release["action"])
         row = (*who, f"{release['rows']:,}", recall, size, current)
         table.add_row(*map(str, row))

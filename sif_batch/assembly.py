@@ -27,6 +27,7 @@ from sif_batch.kernels import import_faiss
 from sif_batch.quantizer import ARRAYS, Quantizer, array_bytes
 from sif_batch.recall import NEIGHBOURS
 from sif_batch.rows import row_type
+from sif_batch.sample import SAMPLED
 from sif_batch.storage import Store
 
 SEGMENT_ROWS = 16 * 2**20
@@ -35,7 +36,6 @@ MOST_BUCKETS = 256  # files open at once
 READERS = 2
 READ_AHEAD = 4
 TABLE_ROWS = 16_384  # rows in a batch of images.arrow
-SAMPLED = 65_536  # rows whose looks are kept: a prefix in order of hash
 RESERVE = 2**26  # bytes of disk that are left alone
 
 
@@ -93,8 +93,9 @@ class Assembled:
     """What the gate needs of the parts that were assembled.
 
     row, query, part, distance: the live ones of the rows that lie near to held-out queries; last: (parts, q) float32,
-    the squared distance at which a part's list breaks off. constant: vectors all of whose numbers are equal; lengths:
-    (s,) float32 and likeness (s,) uint64 of the first rows, a uniform sample, as codes have them.
+    the squared distance at which a part's list breaks off. constant: vectors all of whose numbers are equal; lengths
+    and errors: (s,) float32 and likeness (s,) uint64 of the first rows, a uniform sample, as codes have them; in_cells:
+    (cells,) rows by cell.
     """
 
     row: np.ndarray
@@ -105,6 +106,8 @@ class Assembled:
     constant: int
     lengths: np.ndarray
     likeness: np.ndarray
+    errors: np.ndarray
+    in_cells: np.ndarray
 
 
 def assemble(
@@ -268,7 +271,9 @@ class _Near:
 
     def __post_init__(self) -> None:
         sampled = min(SAMPLED, len(self.placement))
-        self.lengths, self.likeness = np.empty(sampled, np.float32), np.empty(sampled, np.uint64)
+        self.lengths, self.errors = np.empty(sampled, np.float32), np.empty(sampled, np.float32)
+        self.likeness = np.empty(sampled, np.uint64)
+        self.in_cells = np.zeros(self.quantizer.spec.cells, np.int64)
 
     def add(self, number: int, codes: Codes, released: np.ndarray) -> None:
         place, query = codes.near[:, 0], codes.near[:, 1]
@@ -280,6 +285,8 @@ class _Near:
         sampled = (released >= 0) & (released < len(self.lengths))
         self.lengths[released[sampled]] = codes.lengths[sampled]
         self.likeness[released[sampled]] = codes.likeness[sampled]
+        self.errors[released[sampled]] = codes.errors[sampled]
+        self.in_cells += self.quantizer.count_cells(codes.code[released >= 0])
         # A list ends at the radius, or before it where it is full; one that holds the whole part never ends.
         queries = len(self.quantizer.queries)
         count = np.bincount(query, minlength=queries)
@@ -292,7 +299,8 @@ class _Near:
         columns = [np.concatenate(c) for c in zip(*self.found, strict=True)] if self.found else [np.empty(0)] * 4
         row, query, part, distance = columns
         last = np.stack([self.last[number] for number in self.placement.used]) if self.last else np.empty((0, 0))
-        return Assembled(row, query.astype(np.int64), part, distance, last, self.constant, self.lengths, self.likeness)
+        looks = self.lengths, self.likeness, self.errors, self.in_cells
+        return Assembled(row, query.astype(np.int64), part, distance, last, self.constant, *looks)
 
 
 def write_images(live: pa.Table, path: Path) -> None:

@@ -1,6 +1,5 @@
 """Codes: the rows of one part under one quantizer, and its nearest rows to the held-out queries."""
 
-import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from sif_batch.parts import embeddings_of, part_path
 from sif_batch.quantizer import Quantizer, load_quantizer
 from sif_batch.recall import NEIGHBOURS
 from sif_batch.rows import encode_rows, row_type
+from sif_batch.sample import likeness
 from sif_batch.shapes import QuantizerSpec
 from sif_batch.storage import Store, digest
 
@@ -30,6 +30,7 @@ CODES_SCHEMA = pa.schema(
         ("rerank", pa.binary()),
         ("length", pa.float32()),
         ("likeness", pa.uint64()),
+        ("error", pa.float32()),
         ("near_query", pa.list_(pa.uint16())),
         ("near_distance", pa.list_(pa.float32())),
     ]
@@ -44,8 +45,8 @@ def quantize_part(report: Callable[[Any], None], root: str, quantizer: str, part
     """Make the codes of one part, unless they stand. Runs in the child. Returns the number of rows.
 
     A row of codes: the row's number in the part, cell and code as faiss writes them, the row for re-ranking, the
-    vector's length (negative: all its numbers are equal) and a digest of it, and the held-out queries that it is near
-    to, with the squared distance of compared vectors.
+    vector's length (negative: all its numbers are equal) and a digest of it, the squared distance between it and what
+    its code tells of it, and the held-out queries that it is near to, with the squared distance of compared vectors.
     """
     store = Store(root)
     if store.exists(codes_path(quantizer, part)):
@@ -82,7 +83,8 @@ def encode_codes(quantizer: Quantizer, numbers: np.ndarray, vectors: np.ndarray,
     if quantizer.index is not None:
         codes = in_blocks(quantizer.reduce(y), encoder_of(quantizer.index).sa_encode, np.float32)
     kept = encode_rows(quantizer.kept(y), spec.rows, spec.unit_rows)
-    return encode_table(numbers, codes, kept, _lengths(vectors), _likeness(vectors), _near(quantizer, y), part_sha256)
+    looks = _lengths(vectors), likeness(vectors), quantizer.errors(y, codes)
+    return encode_table(numbers, codes, kept, *looks, _near(quantizer, y), part_sha256)
 
 
 def encode_table(
@@ -91,16 +93,19 @@ def encode_table(
     kept: np.ndarray,
     lengths: np.ndarray,
     likeness: np.ndarray,
+    errors: np.ndarray,
     near: tuple[pa.Array, pa.Array],
     part_sha256: str,
 ) -> bytes:
-    """CODES_SCHEMA's columns as a file. numbers, lengths, likeness: (n,), codes: (n, c), kept: (n, w), near: lists."""
+    """CODES_SCHEMA's columns as a file. numbers, lengths, likeness, errors: (n,), codes: (n, c), kept: (n, w), near:
+    lists."""
     columns = [
         pa.array(numbers, pa.uint16()),
         _binary_column(codes),
         _binary_column(kept),
         pa.array(lengths, pa.float32()),
         pa.array(likeness, pa.uint64()),
+        pa.array(errors, pa.float32()),
         *near,
     ]
     table = pa.table(columns, schema=CODES_SCHEMA.with_metadata({b"part_sha256": part_sha256.encode()}))
@@ -117,12 +122,6 @@ def _lengths(vectors: np.ndarray) -> np.ndarray:
     length = np.sqrt((x * x).sum(axis=1))
     constant = (vectors == vectors[:, :1]).all(axis=1)
     return np.where(constant, -length, length).astype(np.float32)
-
-
-def _likeness(vectors: np.ndarray) -> np.ndarray:
-    """(n,) uint64: equal for equal vectors."""
-    digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in np.ascontiguousarray(vectors)]
-    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def query_distances(quantizer: Quantizer, query: int, y: np.ndarray) -> np.ndarray:
@@ -181,7 +180,7 @@ def _binary_column(values: np.ndarray) -> pa.Array:
 class Codes:
     """The codes of a part. numbers: (n,) rows of the part, code: (n, c) uint8, rerank: (n, w) rows as kept.
 
-    lengths, likeness: (n,); near: (m, 2) uint16 of (place in numbers, query), near_distance: (m,) float32.
+    lengths, likeness, errors: (n,); near: (m, 2) uint16 of (place in numbers, query), near_distance: (m,) float32.
     """
 
     numbers: np.ndarray
@@ -189,6 +188,7 @@ class Codes:
     rerank: np.ndarray
     lengths: np.ndarray
     likeness: np.ndarray
+    errors: np.ndarray
     near: np.ndarray
     near_distance: np.ndarray
 
@@ -210,6 +210,7 @@ def read_codes(store: Store, spec: QuantizerSpec, quantizer_id: str, part: str) 
             rerank.view(kind).reshape(n, spec.row_bytes // kind.itemsize),
             table["length"].to_numpy(),
             table["likeness"].to_numpy(),
+            table["error"].to_numpy(),
             np.stack([place, near.flatten().to_numpy()], axis=1),
             table["near_distance"].combine_chunks().flatten().to_numpy(),
         )

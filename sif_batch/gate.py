@@ -118,7 +118,7 @@ def judge(
         reasons.append(
             f"{failed} of {listed} images failed ({failed / listed:.1%}), --max-failures is {settings.max_failures:g}"
         )
-    reasons += _judge_recall(manifest["recall"])
+    reasons += judge_recall(manifest["recall"])
     if not manifest["finite"]:
         reasons.append("some vectors are not finite")
     sanity = manifest["sanity"]
@@ -139,7 +139,7 @@ def judge(
     return reasons
 
 
-def _judge_recall(recall: dict[str, Any]) -> list[str]:
+def judge_recall(recall: dict[str, Any]) -> list[str]:
     """Recall is too low where its upper bound is: a few queries prove nothing."""
     name, target = f"at_{recall['k']}", recall["target"]
     asked = f"--recall {target:g} is asked for"

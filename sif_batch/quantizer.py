@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from sif_batch.codebooks import encoder_of, train_codebook
 from sif_batch.config import Frozen, IndexSettings, SifBatchError, canonical_json
-from sif_batch.kernels import import_faiss, quantizing_fingerprint
+from sif_batch.kernels import import_faiss, in_blocks, quantizing_fingerprint
 from sif_batch.prospect import Prospect, promise, prospect_of
-from sif_batch.sample import read_rows, sample_rows
-from sif_batch.shapes import RETRAIN_AT, QuantizerSpec, choose_family, choose_spec
+from sif_batch.sample import SAMPLED, likeness, read_rows, sample_rows
+from sif_batch.shapes import QuantizerSpec, choose_family, choose_spec
 from sif_batch.storage import Store, digest
 from sif_batch.transform import Transform, fit_pca
 
@@ -23,6 +23,16 @@ PIECE_ROWS = 4096
 PCA_ROWS = 32_768  # enough for a covariance
 PROSPECT_ROWS = 16_384  # enough to see what a shape allows
 ARRAYS = ("mean", "components", "variances")
+
+
+class Service(Frozen):
+    """How a quantizer serves rows that it was not trained on, as it was made: mean and standard deviation of the
+    squared distance between the held-out queries and what their codes tell of them, and how uneven its cells are."""
+
+    queries: int
+    error: float
+    deviation: float
+    imbalance: float | None
 
 
 class QuantizerRecord(Frozen):
@@ -36,6 +46,8 @@ class QuantizerRecord(Frozen):
     vectors_sha256: str
     explained: float  # share of the variance in the dimensions that codes are made of; 1 without PCA
     prospect: Prospect
+    service: Service | None  # None: flat, which serves all alike
+    seen_to: int  # hash of the last row whose likeness is in seen.npy
     fingerprint: dict[str, str]
     files: dict[str, str]
 
@@ -45,7 +57,8 @@ class Quantizer:
     """A trained quantizer. index: an empty, trained faiss index, None: exact.
 
     queries: (q, d) float16, the frozen held-out vectors; radii: (q,) float32, the squared distance within which each
-    has far more than the neighbours that the truth is kept to; infinite where the sample cannot tell.
+    has far more than the neighbours that the truth is kept to; infinite where the sample cannot tell; seen: (s,) uint64
+    in order, the likeness of the training rows with the smallest hashes.
     """
 
     record: QuantizerRecord
@@ -53,6 +66,7 @@ class Quantizer:
     query_keys: list[str]
     radii: np.ndarray
     transform: Transform
+    seen: np.ndarray
     index: Any = None
 
     @property
@@ -78,14 +92,45 @@ class Quantizer:
         cut = self.spec.row_dimension
         return self.transform.reduce(y, cut).astype(np.float64) if cut else y
 
+    def errors(self, y: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Squared distances between compared vectors, (n, ...) float64, and what their codes, (n, c), tell of them:
+        (n,) float32, each its own bits. Without codes none is lost."""
+        return errors(self.transform, self.index, self.spec.reduced, y, codes)
 
-def must_retrain(record: QuantizerRecord, settings: IndexSettings, encoder: str, rows: int) -> bool:
-    """Whether the quantizer in use no longer fits the settings or the size of the collection."""
-    spec = record.spec
-    family = choose_family(settings, rows, spec.family)
-    if family != spec.family or rows >= RETRAIN_AT * record.trained_for_rows:
-        return True
-    return choose_spec(settings, family, encoder, spec.dimension, record.trained_for_rows) != spec
+    def count_cells(self, codes: np.ndarray) -> np.ndarray:
+        """(cells,) how many of the codes, (n, c), lie in each."""
+        return count_cells(self.index, codes) if self.spec.cells else np.zeros(0, np.int64)
+
+
+def errors(transform: Transform, index: Any, reduced: int, y: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """As `Quantizer.errors`: what the dimensions left out hold, and what the code loses of the others."""
+    if index is None or not len(y):
+        return np.zeros(len(y), np.float32)
+    r = transform.reduce(y, reduced).astype(np.float64)
+    lost = r - encoder_of(index).sa_decode(codes)
+    whole = y if transform.whitening else y - transform.mean
+    outside = np.einsum("ij,ij->i", whole, whole) - np.einsum("ij,ij->i", r, r)
+    found: np.ndarray = np.maximum(outside, 0) + np.einsum("ij,ij->i", lost, lost)
+    return found.astype(np.float32)
+
+
+def count_cells(index: Any, codes: np.ndarray) -> np.ndarray:
+    """How many codes, as faiss writes them, lie in each cell of an ivf: (cells,) int64."""
+    cell = np.zeros(len(codes), np.int64)
+    for place in range(index.coarse_code_size()):
+        cell |= codes[:, place].astype(np.int64) << 8 * place
+    return np.bincount(cell, minlength=index.nlist)
+
+
+def imbalance_of(in_cells: np.ndarray) -> float | None:
+    """How many times as many rows as in even cells a row shares its cell with: 1 if they are even. in_cells: (cells,).
+
+    faiss's imbalance factor, less what chance adds to it where there are few rows. None: too few rows to tell.
+    """
+    n = float(in_cells.sum())
+    if n < 2:
+        return None
+    return round(len(in_cells) * float((in_cells * (in_cells - 1.0)).sum()) / (n * (n - 1)), 4)
 
 
 def train_quantizer(
@@ -105,9 +150,10 @@ def train_quantizer(
     name = f"{family}-{digest(canonical_json([spec.model_dump(mode='json'), seen, fingerprint, asked]), 16)}"
     folder = f"quantizers/{name}"
     if not store.exists(f"{folder}/quantizer.json"):
-        files, prospect, explained = train(spec, settings, vectors, queries, keys, len(live))
+        files, prospect, explained, service = train(spec, settings, vectors, queries, keys, len(live))
         for file, data in files.items():
             store.create(f"{folder}/{file}", data)
+        last = min(len(training), SAMPLED) - 1
         record = QuantizerRecord(
             id=name,
             spec=spec,
@@ -117,6 +163,8 @@ def train_quantizer(
             vectors_sha256=seen,
             explained=round(explained, 6),
             prospect=prospect,
+            service=service,
+            seen_to=live["hash"][int(training[last])].as_py() if last >= 0 else 0,
             fingerprint=fingerprint,
             files={file: digest(data) for file, data in files.items()},
         )
@@ -126,8 +174,9 @@ def train_quantizer(
 
 def train(
     spec: QuantizerSpec, settings: IndexSettings, vectors: np.ndarray, queries: np.ndarray, keys: list[str], rows: int
-) -> tuple[dict[str, bytes], Prospect, float]:
-    """The files of a quantizer, what the sample promises of it, and the share of variance that its codes see.
+) -> tuple[dict[str, bytes], Prospect, float, Service | None]:
+    """The files of a quantizer, what the sample promises of it, the share of variance that its codes see, and how it
+    serves what it was not trained on.
 
     vectors: (n, d) float16 to train on, of `rows` in the collection; queries: (q, d). Raises SifBatchError where the
     recall asked for cannot be had in so few bytes.
@@ -147,13 +196,34 @@ def train(
     radii, prospect = prospect_of(spec, transform, trained, compared, asked, settings.k, rows)
     promise(spec, settings, transform, trained, compared, asked, prospect)
     files = {"queries.parquet": _encode_queries(keys, queries, radii)}
+    files["seen.npy"] = array_bytes(np.sort(likeness(vectors[:SAMPLED])))
     if transform.mean is not None:
         used = spec.dimension if spec.whitening else max(spec.reduced, spec.row_dimension)
         arrays = (mean, components[:, :used], variances)
         files |= {f"{name}.npy": array_bytes(array) for name, array in zip(ARRAYS, arrays, strict=True)}
     if trained is not None:
         files["trained.faiss"] = trained
-    return files, prospect, explained
+    return files, prospect, explained, service_of(spec, transform, trained, compared, asked)
+
+
+def service_of(
+    spec: QuantizerSpec, transform: Transform, trained: bytes | None, compared: np.ndarray, asked: np.ndarray
+) -> Service | None:
+    """compared, asked: (n, ...) float64, compared vectors of the sample and of the held-out queries."""
+    if trained is None or not len(asked):
+        return None
+    index = import_faiss().deserialize_index(np.frombuffer(trained, np.uint8))
+
+    def codes_of(y: np.ndarray) -> np.ndarray:
+        return in_blocks(transform.reduce(y, spec.reduced), encoder_of(index).sa_encode, np.float32)
+
+    found = errors(transform, index, spec.reduced, asked, codes_of(asked)).astype(np.float64)
+    return Service(
+        queries=len(asked),
+        error=round(float(found.mean()), 8),
+        deviation=round(float(found.std()), 8),
+        imbalance=imbalance_of(count_cells(index, codes_of(compared))) if spec.cells else None,
+    )
 
 
 def _in_pieces(vectors: np.ndarray, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -203,11 +273,12 @@ def load_quantizer(store: Store, name: str) -> Quantizer:
         flat = table["embedding"].combine_chunks().flatten().to_numpy()
         queries = flat.reshape(len(table), record.spec.dimension)
         arrays = [np.load(io.BytesIO(files[f"{n}.npy"])) for n in ARRAYS if f"{n}.npy" in files]
+        seen = np.load(io.BytesIO(files["seen.npy"]))
         transform = transform_of(record.spec, *arrays)
         index = None
         if "trained.faiss" in files:
             index = import_faiss().deserialize_index(np.frombuffer(files["trained.faiss"], np.uint8))
-        return Quantizer(record, queries, table["key"].to_pylist(), table["radius"].to_numpy(), transform, index)
+        return Quantizer(record, queries, table["key"].to_pylist(), table["radius"].to_numpy(), transform, seen, index)
     except (FileNotFoundError, KeyError, ValueError, RuntimeError, pa.ArrowException) as error:
         raise _damaged(store, name, error) from error
 

@@ -194,6 +194,8 @@ def record_of(**changes: object) -> QuantizerRecord:
         vectors_sha256="",
         explained=1,
         prospect=Prospect(rows=0, k=10),
+        service=None,
+        seen_to=0,
         fingerprint={},
         files={},
     )

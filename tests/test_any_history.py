@@ -23,7 +23,7 @@ from PIL import Image
 from synthetic import Row as Spelled
 from synthetic import entries_of, spans_of
 
-from jobs import index as jobs_index
+from jobs.candidate import build, quantize_parts
 from jobs.gc import collect_garbage
 from jobs.progress import Reporter
 from jobs.releases import publish_by_hand, rollback
@@ -280,14 +280,15 @@ class AnyHistory(RuleBasedStateMachine):
             catalog = load_catalog(other, record.encoder)
             standing = standing_rows(entries_of(spelled), catalog)
             live = live_rows(catalog, standing.row[standing.good], record.sources)
-            measured = ("recall", "operating_point", "codes_scanned", "curve", "sanity", "finite", "segments", "files")
+            measured = ("recall", "operating_point", "codes_scanned", "curve", "drift", "sanity", "finite")
+            measured += ("segments", "files")
             decided = {n: v for n, v in manifest.items() if n not in (*measured, "inputs", "fingerprints")}
             inputs = inputs_digest(live, catalog.fingerprints, decided)
             assert inputs == manifest["inputs"]
             quantizer = read_record(other, manifest["quantizer"]["id"])
-            jobs_index._quantize(other, quantizer.id, catalog.parts, self._settings(), Quiet())
+            quantize_parts(other, quantizer.id, catalog.parts, self._settings(), Quiet())
             made_of = decided | {"inputs": inputs, "fingerprints": manifest["fingerprints"]}
-            again, *_ = jobs_index._build(other, quantizer, catalog.parts, live, made_of, None, {})
+            again, *_ = build(other, quantizer, catalog.parts, live, made_of, None, {})
             assert again == release
             assert Index.open(other.path(f"releases/{again}")).release == release
 

@@ -12,23 +12,17 @@ from synthetic import (
     find_live,
     make_root,
     paths,
-    record_of,
     vector_of,
 )
 
 from sif_batch.config import IndexSettings, SifBatchError
 from sif_batch.kernels import import_faiss
-from sif_batch.quantizer import (
-    load_quantizer,
-    must_retrain,
-    read_record,
-    train_quantizer,
-)
+from sif_batch.quantizer import load_quantizer, read_record, train_quantizer
 from sif_batch.sample import sample_rows
 from sif_batch.sources.names import hash_of
 from sif_batch.storage import Store
 
-AUTO, FLAT, IVF = (IndexSettings.model_validate({"family": family}) for family in ("auto", "flat", "ivf-pq"))
+FLAT, IVF = (IndexSettings.model_validate({"family": family}) for family in ("flat", "ivf-pq"))
 
 
 def test_too_few_rows_leave_nothing_behind(tmp_path: Path) -> None:
@@ -36,17 +30,6 @@ def test_too_few_rows_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(SifBatchError, match="there are 60"):
         train_quantizer(store, ENCODER, IVF, live.parts, live.table, None)
     assert not store.exists("quantizers")
-
-
-def test_a_quantizer_is_trained_anew_only_when_it_no_longer_fits() -> None:
-    assert not must_retrain(record_of(), AUTO, ENCODER, 20_000)
-    assert not must_retrain(record_of(), AUTO, ENCODER, 39_999)
-    assert not must_retrain(record_of(), AUTO, ENCODER, 8_000)
-    assert must_retrain(record_of(), AUTO, ENCODER, 40_000)
-    assert must_retrain(record_of(), AUTO, ENCODER, 7_999)
-    assert must_retrain(record_of(), FLAT, ENCODER, 20_000)
-    assert must_retrain(record_of(), AUTO, "another", 20_000)
-    assert not must_retrain(record_of(), IVF, ENCODER, 100)
 
 
 # Reading rows from parts.
@@ -76,7 +59,7 @@ def test_training_twice_gives_the_same_bytes_however_the_parts_are_sliced(tmp_pa
         assert again == record == read_record(store, record.id)
         made.append((record.id, files_of(store, record.id)))
     assert made[0] == made[1]
-    names = {"queries.parquet", "quantizer.json"}
+    names = {"queries.parquet", "quantizer.json", "seen.npy"}
     assert set(made[0][1]) == (
         names if family == "flat" else names | {"mean.npy", "components.npy", "variances.npy", "trained.faiss"}
     )
