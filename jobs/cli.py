@@ -552,6 +552,40 @@ def gc(root: str, keep: int, older_than: float, delete: bool, as_json: bool) -> 
     print_json(report) if as_json else show.show_garbage(stdout(), report)
 
 
+@cli.command()
+@click.argument("root")
+@click.option("--yes", is_flag=True, help="Write the new parts. Without, it is only told what would be.")
+@json_option
+def compact(root: str, yes: bool, as_json: bool) -> None:
+    """Copy many small or mostly dead parts into few.
+
+    Rows are copied, never embedded again; the current release stays what it is. A row that neither a release nor the
+    next night needs is left behind, and goes with its old part: sif-batch gc removes those by its own rules.
+    """
+    from jobs.compact import compact as work
+
+    report = work(root, yes, Reporter())
+    print_json(report) if as_json else show.show_compaction(stdout(), report)
+
+
+@cli.command()
+@click.argument("root")
+@click.argument("images", nargs=-1, required=True, metavar="KEY|SHA256...")
+@click.option("--yes", is_flag=True, help="Erase them. Without, what would be written anew is only listed.")
+@json_option
+def erase(root: str, images: tuple[str, ...], yes: bool, as_json: bool) -> None:
+    """Erase images for good: a takedown.
+
+    Parts, codes, quantizers, releases, listings and pages of runs that hold one are written anew without it, and it is
+    never indexed again: by KEY whatever bytes that has, by SHA256 these bytes under whatever key. A KEY may be a path
+    or uri, or a whole container. What a source holds is not touched. After an interruption the same command finishes.
+    """
+    from jobs.erase import erase as work
+
+    report = work(root, images, yes, Reporter())
+    print_json(report) if as_json else show.show_erasure(stdout(), report)
+
+
 def show_entry(entry: dict[str, Any], as_json: bool) -> None:
     held = "; publishing is held until sif-batch publish" if entry["held"] else ""
     print_json(entry) if as_json else click.echo(f"current   {entry['n']}: {entry['release']}{held}")

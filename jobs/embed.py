@@ -88,7 +88,7 @@ def embed_collection(
                 _run_shards_elsewhere(store, name, plan, settings, reporter, speed)
         finish_plan(store, name)
         catalog = load_catalog(store, record.encoder)
-    return _settle(store, listing, listing_name, catalog, before, settings, speed if speed.images else None)
+    return settle(store, listing, listing_name, catalog, before, settings, speed if speed.images else None)
 
 
 def ledger_of(
@@ -96,18 +96,19 @@ def ledger_of(
 ) -> Embedded:
     """As `embed_collection` for parts that are complete already. Raises SifBatchError if they are not."""
     catalog = load_catalog(store, record.encoder)
-    return _settle(store, listing, listing_name, catalog, set(catalog.parts), settings, None)
+    return settle(store, listing, listing_name, catalog, set(catalog.parts), settings)
 
 
-def _settle(
+def settle(
     store: Store,
     listing: Listing,
     listing_name: str,
     catalog: Catalog,
     before: set[str],
     settings: RunSettings,
-    speed: Speed | None,
+    speed: Speed | None = None,
 ) -> Embedded:
+    """The listing by what the catalog has. before: the parts that stood as the run began."""
     entries = listing.entries
     standing = standing_rows(entries, catalog, settings.max_attempts)
     stale = stale_rows(entries, standing, catalog, _older_listings(store, listing_name))

@@ -10,11 +10,13 @@ import pyarrow.compute as pc
 from jobs.search import read_collection
 from jobs.settings import open_root
 from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.erased import Erased, read_erased
 from sif_batch.failures import PERMANENT, TRANSIENT
 from sif_batch.history import read_top
 from sif_batch.query import Index
 from sif_batch.sources.files import uri_prefix
-from sif_batch.standing import keys_of, live_rows, standing_rows
+from sif_batch.sources.listing import keys_of
+from sif_batch.standing import live_rows, standing_rows
 from sif_batch.storage import Store
 
 
@@ -27,7 +29,7 @@ def explain_image(root: str, name: str) -> dict[str, Any]:
     entries, catalog = read_collection(store, record)
     keys = keys_of(entries)
     known = pa.chunked_array([keys, *catalog.rows["key"].chunks])
-    key = _find_key(name, record, known)
+    key = find_key(name, record, known, read_erased(store))
     standing = standing_rows(entries, catalog)
     numbers = np.flatnonzero(pc.equal(catalog.rows["key"], key).to_numpy())
     stands = set(standing.row[np.isin(standing.row, numbers)].tolist())
@@ -39,13 +41,14 @@ def explain_image(root: str, name: str) -> dict[str, Any]:
         row["sha256"] = row["sha256"] and row["sha256"].hex()
     rows.sort(key=lambda row: (row["version"], row["attempt"]))
     entry = next(iter(entries.filter(pc.equal(keys, key.partition("::")[0])).to_pylist()), None)
+    erased = not len(rows) and read_erased(store).has_key(key)
     standing_row = next((row for row in rows if row["stands"]), None)
     kind = standing_row and standing_row["kind"]
     meaning, remedy = (PERMANENT | TRANSIENT)[kind] if kind else (None, None)
     fields = [row.pop("fields") for row in rows if row["stands"]] or [None]
     return {
         "key": key,
-        "state": _state(entry, standing_row),
+        "state": "erased, never indexed again" if erased else _state(entry, standing_row),
         "uri": _uri(record, catalog, numbers, entry),
         "size": entry and entry["size"],
         "version": entry and entry["version"],
@@ -57,20 +60,28 @@ def explain_image(root: str, name: str) -> dict[str, Any]:
     }
 
 
-def _find_key(name: str, record: RootRecord, known: pa.ChunkedArray) -> str:
-    """The one known key that `name` stands for."""
+def spellings(name: str, record: RootRecord) -> list[str]:
+    """The keys that `name` may stand for: a key, a path inside a source, a uri."""
     tried = [name]
     for source in record.sources:
         tried += [f"{source.name}/{name}", f"{source.name}/{name.removeprefix(uri_prefix(source))}"]
         if name.startswith("tar://"):
             member, _, container = name.removeprefix("tar://").partition("::")
             tried.append(f"{source.name}/{container.removeprefix(uri_prefix(source))}::{member}")
+    return tried
+
+
+def find_key(name: str, record: RootRecord, known: pa.ChunkedArray, erased: Erased) -> str:
+    """The one known key that `name` stands for, or one that was erased. Raises SifBatchError."""
+    tried = spellings(name, record)
     matches = pc.or_(pc.is_in(known, pa.array(tried)), pc.ends_with(known, f"::{name}"))
     found = sorted(set(known.filter(matches).to_pylist()))
     if len(found) == 1:
         return str(found[0])
     if found:
         raise SifBatchError(f"{name} is several images: {', '.join(found[:5])}", remedy="give one of these keys")
+    if was := [key for key in tried if erased.has_key(key)]:
+        return was[0]
     near = known.filter(pc.match_substring(known, name.rpartition("/")[2])).slice(0, 3).to_pylist()
     hint = f"keys that come near: {', '.join(near)}" if near else "keys look like source/folder/name.jpg"
     raise SifBatchError(f"nothing is known of {name}", remedy=hint)

@@ -1,7 +1,8 @@
 """Garbage collection: what no kept release, no unfinished plan and no coming night needs is removed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from sif_batch.config import RootRecord
 from sif_batch.gc import Needs, kept_releases, needed_parts, needed_rows, parse_time, remove, size_of
 from sif_batch.history import read_history, sealed_releases
 from sif_batch.lease import check_free, holding
+from sif_batch.rebuild import read_images
 from sif_batch.release import MANIFEST, read_manifest
 from sif_batch.shards import is_open
 from sif_batch.sources import LISTING_SCHEMA, Listing
@@ -75,18 +77,13 @@ def find_needs(store: Store, record: RootRecord, keep: int, before: datetime) ->
     releases = kept_releases(read_history(store), sealed_releases(store), candidates, keep, before)
     manifests = [read_manifest(store, f"releases/{release}") for release in sorted(releases)]
     encoders = {record.encoder} | {manifest["encoder"] for manifest in manifests}
-    names = listing_names(store)
-    listings = set(names[:1])
+    listings = set(listing_names(store)[:1])
     parts: dict[str, set[str]] = {}
     for encoder in sorted(encoders):
         catalog = load_catalog(store, encoder, keep=False)
-        entries = Listing.load(store, names[0]).entries if names else LISTING_SCHEMA.empty_table()
-        standing = standing_rows(entries, catalog)
-        stale, supplied = _stale(store, names, entries, standing, catalog)
-        listings |= supplied if encoder == record.encoder else set()
-        mine = [m for m, r in zip(manifests, sorted(releases), strict=True) if m["encoder"] == encoder]
-        rows = needed_rows(catalog, standing, stale, _released(store, sorted(releases), mine, manifests))
-        parts[encoder] = needed_parts(catalog, rows, entries)
+        used = find_used(store, encoder, catalog, sorted(releases))
+        listings |= used.listings if encoder == record.encoder else set()
+        parts[encoder] = needed_parts(catalog, used.rows, used.entries)
     plans = {name.removesuffix(".parquet") for name in store.sizes("plans") if is_open(store, name)}
     for plan in plans:
         with store.open(f"plans/{plan}.parquet") as file:
@@ -105,17 +102,31 @@ def find_needs(store: Store, record: RootRecord, keep: int, before: datetime) ->
     )
 
 
-def _released(
-    store: Store, releases: list[str], mine: list[dict[str, Any]], manifests: list[dict[str, Any]]
-) -> pa.Table:
+@dataclass(frozen=True)
+class Used:
+    """What of a catalog is in use. rows: (n,) their numbers; entries: the newest listing's; listings: those older ones
+    without which fewer rows would be served stale."""
+
+    rows: np.ndarray
+    entries: pa.Table
+    listings: set[str]
+
+
+def find_used(store: Store, encoder: str, catalog: Catalog, releases: Sequence[str]) -> Used:
+    """The rows that the next night, or one of these releases if it is built again, needs."""
+    names = listing_names(store)
+    entries = Listing.load(store, names[0]).entries if names else LISTING_SCHEMA.empty_table()
+    standing = standing_rows(entries, catalog)
+    stale, supplied = _stale(store, names, entries, standing, catalog)
+    mine = [one for one in releases if read_manifest(store, f"releases/{one}")["encoder"] == encoder]
+    return Used(needed_rows(catalog, standing, stale, _released(store, mine)), entries, supplied)
+
+
+def _released(store: Store, releases: Sequence[str]) -> pa.Table:
     """key and sha256 of the rows of these releases."""
     schema = pa.schema([("key", pa.large_string()), ("sha256", pa.binary(32))])
-    tables = [schema.empty_table()]
-    for release, manifest in zip(releases, manifests, strict=True):
-        if any(manifest is one for one in mine):
-            with store.open(f"releases/{release}/images.arrow") as file:
-                tables.append(pa.ipc.open_file(file).read_all().select(["key", "sha256"]).cast(schema))
-    return pa.concat_tables(tables)
+    tables = [read_images(store, release).select(["key", "sha256"]).cast(schema) for release in releases]
+    return pa.concat_tables([schema.empty_table(), *tables])
 
 
 def _stale(

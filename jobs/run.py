@@ -22,6 +22,7 @@ from sif_batch.devices import choose_devices
 from sif_batch.encoders import install_encoder
 from sif_batch.encoders.choose import Chosen
 from sif_batch.encoders.spec import check_encoder
+from sif_batch.erased import read_erased
 from sif_batch.history import cache_latest, read_top
 from sif_batch.lease import Lease, holding
 from sif_batch.metadata import read_metadata
@@ -64,7 +65,7 @@ def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HAL
         metadata = read_metadata(record.metadata) if record.metadata and "index" in halves else None
         if "embed" in halves:
             with timed(seconds, "list"):
-                listing = list_collection(record, reporter)
+                listing = read_erased(store).leave_out(list_collection(record, reporter))
             record, chosen = settle_encoder(store, old, record, chosen, listing, settings, reporter)
             recorded = recorded.model_copy(update={"encoder": record.encoder})
         # Nothing was written before this line, but the lease of a ROOT that stood.

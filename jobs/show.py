@@ -209,6 +209,26 @@ def show_garbage(console: Console, report: dict[str, Any]) -> None:
     console.print(f"{len(report['garbage'])} files and folders, {report['bytes']:,} bytes, {done}")
 
 
+def show_compaction(console: Console, report: dict[str, Any]) -> None:
+    done = "copied; sif-batch gc removes the old ones" if report["compacted"] else "could be copied, with --yes"
+    rows = f"{report['rows']:,} rows, without {report['dead']:,} dead ones"
+    console.print(f"{report['merged']} parts into {report['into']}, {rows}: {done}")
+
+
+def show_erasure(console: Console, report: dict[str, Any]) -> None:
+    table = _table("key", "sha256")
+    for image in report["images"]:
+        table.add_row(image["key"], image["sha256"] or "")
+    console.print(table)
+    held = f"in {report['parts']} parts, {len(report['releases'])} releases, {len(report['quantizers'])} quantizers"
+    done = "erased" if report["erased"] else "would be erased, with --yes; nothing was changed"
+    console.print(f"{len(report['images'])} images {held}: {done}")
+    for name in report["trained_on"]:
+        console.print(f"{name} was trained on some of them among others: sif-batch run --retrain now makes another")
+    for old, new in report.get("replaced", {}).items():
+        console.print(f"replaced  {old[:12]} by {new[:12]}" if new else f"removed   {old[:12]}")
+
+
 FIGURES = (("mAP", "map"), ("R-precision", "r_precision"), ("MRR", "mrr"))
 STAGES = {
     "exact": "the network: exact search",

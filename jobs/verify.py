@@ -1,13 +1,15 @@
 """Verify: every file of a release or of ROOT against what it should be."""
 
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.settings import open_root
-from sif_batch.config import SifBatchError
+from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.encoders.spec import check_encoder
+from sif_batch.erased import read_erased
 from sif_batch.history import read_history, sealed_releases
 from sif_batch.quantizer import load_quantizer
 from sif_batch.release import MANIFEST, find_damage, read_manifest
@@ -23,23 +25,39 @@ def verify(place: str) -> dict[str, Any]:
         if not store.exists():
             raise SifBatchError(f"{store.url} does not exist", remedy="give a ROOT or a release")
         return _report(find_damage(store), _files(store, ""))
-    store, _ = open_root(place)
+    store, record = open_root(place)
     damaged, files = _damaged_releases(store)
-    for check, names in (
-        (check_encoder, store.sizes("encoders")),
-        (load_quantizer, store.sizes("quantizers")),
+    in_use = _in_use(store, record)
+    for check, folder, last in (
+        (check_encoder, "encoders", "encoder.json"),
+        (load_quantizer, "quantizers", "quantizer.json"),
     ):
-        folder = "encoders" if check is check_encoder else "quantizers"
-        for name in names:
+        for name in store.sizes(folder):
             files += len(store.sizes(f"{folder}/{name}"))
+            if name not in in_use and not store.exists(f"{folder}/{name}/{last}"):
+                continue  # never was whole: the run that made it was killed
             try:
                 check(store, name)
             except SifBatchError as error:
                 damaged.append({"file": f"{folder}/{name}", "reason": str(error)})
+    try:
+        read_erased(store)
+    except SifBatchError as error:
+        damaged.append({"file": "erased", "reason": str(error)})
     for name in _tables(store):
         files += 1
         damaged += _damaged_table(store, name)
     return _report(damaged, files)
+
+
+def _in_use(store: Store, record: RootRecord) -> set[str]:
+    """The encoders and quantizers of ROOT's record and of its releases."""
+    used = {record.encoder}
+    for release in sealed_releases(store):
+        with suppress(SifBatchError, KeyError):  # damaged: told of the release
+            manifest = read_manifest(store, f"releases/{release}")
+            used |= {manifest["encoder"], manifest["quantizer"]["id"]}
+    return used
 
 
 def _damaged_releases(store: Store) -> tuple[Damage, int]:

@@ -59,6 +59,11 @@ class Copies:
         return target
 
 
+def forget(release: str) -> None:
+    """Remove this machine's copy of a release."""
+    shutil.rmtree(copies_home() / release, ignore_errors=True)
+
+
 def _remove_old(home: Path) -> None:
     for folder in home.iterdir():
         with contextlib.suppress(FileNotFoundError):

@@ -18,6 +18,7 @@ from PIL import Image
 from sif_batch.config import SifBatchError, canonical_json
 from sif_batch.devices import Lane
 from sif_batch.encoders import Encoder, read_spec
+from sif_batch.erased import Erased, read_erased
 from sif_batch.failures import ImageError
 from sif_batch.kernels import computes_int8, embedding_fingerprint, instruction_set
 from sif_batch.known import Known
@@ -64,11 +65,13 @@ class _Crew:
         threads: int,
         limits: Limits,
         known: Known,
+        erased: Erased,
         lost: dict[int, str],
         suspects: list[int],
         report: Report,
     ):
         self.encoder, self._threads, self._limits, self._known = encoder, threads, limits, known
+        self.erased = erased
         self._lost, self._suspects, self._report = lost, frozenset(suspects), report
         self._pool = ThreadPoolExecutor(threads)
         self._batch: list[_Image] = []
@@ -143,6 +146,8 @@ class _Crew:
             data = image.read()
             read = time.perf_counter()
             row["sha256"] = hashlib.sha256(data).digest()
+            if row["sha256"].hex() in self.erased.contents:
+                raise ImageError("erased", "an image of these bytes was erased")
             if found := self._known.find(row["sha256"], self._limits.max_pixels):
                 row["embedding"], row["width"], row["height"] = found.embedding, found.width, found.height
                 seconds["read"] += time.perf_counter() - started
@@ -181,8 +186,8 @@ def embed_shard(
     store = Store(root)
     work = read_shard(store, plan, shard)
     encoder = load_encoder(root, work.encoder_id, lane.device)
-    known = open_known(root, work.encoder_id, lane.device, plan)
-    with _Crew(encoder, lane.threads, work.limits, known, lost, suspects, report) as crew:
+    known, erased = open_known(root, work.encoder_id, lane.device, plan), erased_before(root, plan)
+    with _Crew(encoder, lane.threads, work.limits, known, erased, lost, suspects, report) as crew:
         if container_kind(work.spans[0]["path"]) is not None:
             _embed_container(store, work, crew, report)
         elif store.exists(part_path(work.encoder_id, work.part)):
@@ -241,6 +246,8 @@ def _embed_container(store: Store, work: Shard, crew: _Crew, report: Report) -> 
                     return
                 first, count, size = last + 1, 0, 0
             for member in piece.members:
+                if crew.erased.has_key(member_key(source.name, path, member.name)):
+                    continue
                 crew.add(_member_image(span, member))
                 count, size = count + 1, size + (len(member.data) if isinstance(member.data, bytes) else 0)
             last = piece.last
@@ -302,6 +309,12 @@ def open_known(root: str, encoder_id: str, device: str, plan: str) -> Known:
     """What was known when this plan was made."""
     fingerprint = embedding_fingerprint(load_encoder(root, encoder_id, device).fingerprint)
     return Known(Store(root), encoder_id, fingerprint)
+
+
+@functools.lru_cache(maxsize=1)
+def erased_before(root: str, plan: str) -> Erased:
+    """What was erased from ROOT when this plan's work began here."""
+    return read_erased(Store(root))
 
 
 @functools.lru_cache(maxsize=1)

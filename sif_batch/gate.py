@@ -113,7 +113,8 @@ def judge(
 ) -> list[str]:
     """Why a sealed candidate may not be published; empty when it may. parent_rows: of the last release."""
     reasons = []
-    listed, failed, rows = manifest["listed"], manifest["failed"], manifest["rows"]
+    listed, rows = manifest["listed"], manifest["rows"]
+    failed = manifest["failed"] - manifest.get("failed_by_kind", {}).get("erased", 0)
     if failed > settings.max_failures * listed:
         reasons.append(
             f"{failed} of {listed} images failed ({failed / listed:.1%}), --max-failures is {settings.max_failures:g}"

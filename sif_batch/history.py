@@ -9,12 +9,20 @@ from sif_batch.config import SifBatchError, canonical_json
 from sif_batch.release import MANIFEST, find_damage
 from sif_batch.storage import Store
 
-Action = Literal["publish", "rollback", "rebuild"]
+Action = Literal["publish", "rollback", "rebuild", "erase"]
 
 
 def read_history(store: Store) -> list[dict[str, Any]]:
-    """The entries of history, oldest first."""
-    return [_read_entry(store, name) for name in store.sizes("history")]
+    """The entries of history, oldest first. A release that an erasure replaced is named by what stands for it."""
+    entries: list[dict[str, Any]] = []
+    replaced: dict[str, str | None] = {}
+    for name in reversed(store.sizes("history")):
+        entry = _read_entry(store, name)
+        while new := replaced.get(entry["release"]):
+            entry = entry | {"release": new}
+        replaced |= entry.get("replaced", {})
+        entries.append(entry)
+    return entries[::-1]
 
 
 def read_top(store: Store) -> dict[str, Any] | None:
@@ -42,11 +50,11 @@ def publish(
     gate: str,
     action: Action = "publish",
     held: bool = False,
-    note: str | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """Make `release` current after the entry `parent`. Raises SifBatchError if another run published in between.
 
-    held: later runs may not publish until someone does by hand.
+    held: later runs may not publish until someone does by hand; more: what else the entry says.
     """
     entry = {
         "n": parent["n"] + 1 if parent else 1,
@@ -57,7 +65,7 @@ def publish(
         "action": action,
         "held": held,
         "gate": gate,
-    } | ({} if note is None else {"note": note})
+    } | {name: value for name, value in more.items() if value is not None}
     if not store.create(f"history/{entry['n']:08d}.json", canonical_json(entry)):
         raise SifBatchError(
             f"another run published release {entry['n']} of {store.url} in the meantime",

@@ -7,11 +7,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sif_batch.config import SifBatchError, canonical_json
 from sif_batch.sources.containers import container_kind
-from sif_batch.storage import Store
+from sif_batch.storage import Store, digest
 
 PART_SCHEMA = pa.schema(
     [
@@ -59,14 +60,25 @@ def encode_part(
         else pa.array([row[field.name] for row in rows], field.type)
         for field in PART_SCHEMA
     ]
-    metadata = {
-        b"encoder": encoder_id.encode(),
-        b"fingerprint": canonical_json(fingerprint),
-        b"spans": canonical_json([[span[name] for name in SPAN] for span in spans]),
-        b"attempts": canonical_json([span["attempt"] for span in spans]),
+    made_of = [([span[name] for name in SPAN], span["attempt"]) for span in spans]
+    metadata = _metadata(encoder_id.encode(), canonical_json(fingerprint), made_of, superseded)
+    return _encode(pa.table(columns, schema=PART_SCHEMA.with_metadata(metadata)))
+
+
+def _metadata(
+    encoder: bytes, fingerprint: bytes, spans: Sequence[tuple[list[Any], int]], superseded: int
+) -> dict[bytes, bytes]:
+    """What a part says of itself. spans: each with its attempt."""
+    return {
+        b"encoder": encoder,
+        b"fingerprint": fingerprint,
+        b"spans": canonical_json([span for span, _ in spans]),
+        b"attempts": canonical_json([attempt for _, attempt in spans]),
         b"superseded": str(superseded).encode(),
     }
-    table = pa.table(columns, schema=PART_SCHEMA.with_metadata(metadata))
+
+
+def _encode(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     with pq.ParquetWriter(
         sink,
@@ -80,6 +92,28 @@ def encode_part(
         if len(table) > FIRST_ROWS:
             writer.write_table(table.slice(FIRST_ROWS), row_group_size=len(table))
     return sink.getvalue()
+
+
+def copy_rows(parts: dict[str, bytes], kept: dict[str, np.ndarray]) -> tuple[str, bytes]:
+    """A part of some rows of others, as they are, and its name. parts: of one encoder and fingerprint; kept: (n,) bool.
+
+    The spans of containers stay; of files, those of the rows that are kept. The new part says which it replaces: it
+    takes their place at once, since what stands in both counts in the new one.
+    """
+    tables = {name: read_columns(io.BytesIO(data), name, PART_SCHEMA.names) for name, data in parts.items()}
+    rows = pa.concat_tables([table.filter(pa.array(kept[name])) for name, table in tables.items()])
+    order = [(name, "ascending") for name in ("hash", "key", "path")]
+    rows = rows.take(pc.sort_indices(rows, order)).combine_chunks()
+    about = [table.schema.metadata for table in tables.values()]
+    spans = [(span[: len(SPAN)], span[len(SPAN)]) for one in about for span in container_spans(one)]
+    for row in rows.select(["source", "path", "version", "attempt"]).to_pylist() if not spans else ():
+        spans.append(([row["source"], row["path"], row["version"], 0, 0, True], row["attempt"]))
+    superseded = sum(int(one[b"superseded"]) for one in about)
+    metadata = _metadata(about[0][b"encoder"], about[0][b"fingerprint"], spans, superseded)
+    replaced = {*parts, *(name for one in about for name in replaces(one))}
+    metadata[b"replaces"] = canonical_json(sorted(replaced))
+    numbers = [[name, np.flatnonzero(kept[name]).tolist()] for name in sorted(parts)]
+    return digest(canonical_json(numbers), 32), _encode(rows.replace_schema_metadata(metadata))
 
 
 def read_columns(file: BinaryIO, part: str, columns: list[str], groups: list[int] | None = None) -> pa.Table:
@@ -125,6 +159,11 @@ def embeddings_of(data: bytes, part: str, encoder_id: str) -> tuple[np.ndarray, 
     if not np.isfinite(vectors).all():
         raise SifBatchError(f"part {part} holds vectors that are not finite", remedy="remove that file and run again")
     return good, vectors
+
+
+def replaces(metadata: dict[bytes, bytes]) -> list[str]:
+    """The parts whose rows a part has taken over."""
+    return [str(name) for name in json.loads(metadata.get(b"replaces", b"[]"))]
 
 
 def container_spans(metadata: dict[bytes, bytes]) -> list[list[Any]]:

@@ -195,7 +195,7 @@ def train(
     asked = transform.apply(queries)
     radii, prospect = prospect_of(spec, transform, trained, compared, asked, settings.k, rows)
     promise(spec, settings, transform, trained, compared, asked, prospect)
-    files = {"queries.parquet": _encode_queries(keys, queries, radii)}
+    files = {"queries.parquet": encode_queries(keys, queries, radii)}
     files["seen.npy"] = array_bytes(np.sort(likeness(vectors[:SAMPLED])))
     if transform.mean is not None:
         used = spec.dimension if spec.whitening else max(spec.reduced, spec.row_dimension)
@@ -239,7 +239,8 @@ def array_bytes(array: np.ndarray) -> bytes:
     return sink.getvalue()
 
 
-def _encode_queries(keys: list[str], queries: np.ndarray, radii: np.ndarray) -> bytes:
+def encode_queries(keys: list[str], queries: np.ndarray, radii: np.ndarray) -> bytes:
+    """queries.parquet. queries: (q, d) float16, radii: (q,) float32."""
     sink = io.BytesIO()
     table = pa.table({"key": pa.array(keys, pa.string()), "embedding": list(queries), "radius": radii})
     schema = pa.schema([("key", pa.string()), ("embedding", pa.list_(pa.float16())), ("radius", pa.float32())])

@@ -17,6 +17,20 @@ from sif_batch.storage import Store, sha256_of
 
 OLDEST_FAISS = "1.15"  # the oldest that was tried
 MANIFEST = "release.json"
+# What is found out of a candidate as it is made; all else is decided before, and is what it is made of.
+MEASURED = (
+    "recall",
+    "operating_point",
+    "codes_scanned",
+    "curve",
+    "drift",
+    "sanity",
+    "finite",
+    "segments",
+    "files",
+    "inputs",
+    "fingerprints",
+)
 ID = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -90,6 +104,11 @@ def check_release(store: Store, folder: str = "") -> dict[str, Any]:
         if not fine:
             raise damaged(path)
     return manifest
+
+
+def decided_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a release was decided to be, which its inputs digest."""
+    return {name: value for name, value in manifest.items() if name not in MEASURED}
 
 
 def shape_of(manifest: dict[str, Any]) -> QuantizerSpec:

@@ -13,22 +13,11 @@ from sif_batch.failures import TRANSIENT
 from sif_batch.shards import OPEN, SPAN_SCHEMA
 from sif_batch.sources.containers import SUFFIXES, container_kind
 from sif_batch.sources.files import uri_prefix
-from sif_batch.sources.names import key_of
+from sif_batch.sources.listing import keys_of
 
 MAX_ATTEMPTS = 3
 MOST_ATTEMPTS = 127  # an int8 holds no more
 ENTRY = ["source", "path", "version"]
-
-
-def keys_of(entries: pa.Table) -> pa.Array:
-    """The key of each entry of a listing: `sources.names.key_of`, for a column at once."""
-    joined = pc.binary_join_element_wise(entries["source"], entries["path"], "/")
-    joined = joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
-    plain = pc.string_is_ascii(joined)
-    # pyarrow 25's utf8_normalize decomposes where NFC is asked for.
-    others = entries.select(["source", "path"]).filter(pc.invert(plain)).to_pylist()
-    normal = pa.array([key_of(**other) for other in others], pa.string())
-    return pc.replace_with_mask(pc.replace_substring(joined, "::", "%3A%3A"), pc.invert(plain), normal)
 
 
 def find_duplicates(keys: pa.Array) -> np.ndarray:

@@ -261,14 +261,14 @@ class Store:
                 remedy="use one that does for ROOT",
             )
 
-    def sweep(self) -> None:
-        """Remove temporary files and folders that a killed process left."""
+    def sweep(self, after_s: float = SWEEP_AFTER_S) -> None:
+        """Remove temporary files and folders that a killed process left; of other machines after so many seconds."""
         if not self.local:
             return
         for folder, folders, files in os.walk(self.base):
             for name in [name for name in (*folders, *files) if name.startswith(TEMPORARY)]:
                 found = Path(folder, name)
-                if _is_abandoned(found):
+                if _is_abandoned(found, after_s):
                     shutil.rmtree(found, ignore_errors=True) if found.is_dir() else found.unlink(missing_ok=True)
             folders[:] = [name for name in folders if not name.startswith(TEMPORARY)]
 
@@ -298,12 +298,14 @@ def temporary_name() -> str:
     return f"{TEMPORARY}{HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
-def _is_abandoned(path: Path) -> bool:
+def _is_abandoned(path: Path, after_s: float) -> bool:
     host, pid, *_ = *path.name.removeprefix(TEMPORARY).split("-"), ""
     if host == HOST and pid.isdecimal() and not _is_running(pid):
         return True
+    if host == HOST and pid == str(os.getpid()):
+        after_s = SWEEP_AFTER_S
     with contextlib.suppress(FileNotFoundError):  # of another machine, or its number went to another process
-        return time.time() - path.lstat().st_mtime > SWEEP_AFTER_S
+        return time.time() - path.lstat().st_mtime > after_s
     return False
 
 

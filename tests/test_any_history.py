@@ -38,7 +38,7 @@ from sif_batch.lease import Lease
 from sif_batch.parts import encode_part, part_path
 from sif_batch.quantizer import read_record
 from sif_batch.query import Index
-from sif_batch.release import inputs_digest, read_manifest
+from sif_batch.release import decided_of, inputs_digest, read_manifest
 from sif_batch.shards import Limits
 from sif_batch.sources.names import hash_of
 from sif_batch.standing import live_rows, standing_rows
@@ -280,9 +280,7 @@ class AnyHistory(RuleBasedStateMachine):
             catalog = load_catalog(other, record.encoder)
             standing = standing_rows(entries_of(spelled), catalog)
             live = live_rows(catalog, standing.row[standing.good], record.sources)
-            measured = ("recall", "operating_point", "codes_scanned", "curve", "drift", "sanity", "finite")
-            measured += ("segments", "files")
-            decided = {n: v for n, v in manifest.items() if n not in (*measured, "inputs", "fingerprints")}
+            decided = decided_of(manifest)
             inputs = inputs_digest(live, catalog.fingerprints, decided)
             assert inputs == manifest["inputs"]
             quantizer = read_record(other, manifest["quantizer"]["id"])

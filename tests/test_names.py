@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import checked
 
+from sif_batch.sources.listing import keys_of
 from sif_batch.sources.names import folder_of, hash_of, key_of, local_of, text_of
-from sif_batch.standing import find_duplicates, keys_of
+from sif_batch.standing import find_duplicates
 
 NFC, NFD = "caf\u00e9.jpg", "cafe\u0301.jpg"
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

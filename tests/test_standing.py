@@ -22,8 +22,9 @@ from sif_batch.catalog import Catalog, load_catalog
 from sif_batch.config import Source
 from sif_batch.failures import PERMANENT, TRANSIENT
 from sif_batch.shards import SPAN_SCHEMA
+from sif_batch.sources.listing import keys_of
 from sif_batch.sources.names import hash_of, key_of
-from sif_batch.standing import failures_by_kind, keys_of, live_rows, spans_to_do, stale_rows, standing_rows
+from sif_batch.standing import failures_by_kind, live_rows, spans_to_do, stale_rows, standing_rows
 from sif_batch.storage import Store
 
 NFC, NFD = "caf\u00e9.jpg", "cafe\u0301.jpg"

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from sif_batch.config import SifBatchError, Source, canonical_json
 from sif_batch.sources.containers import container_version
 from sif_batch.sources.files import base_of, find_files
+from sif_batch.sources.names import key_of
 from sif_batch.sources.tables import check_table
 from sif_batch.storage import Store, check_text, digest, is_local, open_filesystem
 
@@ -39,10 +40,7 @@ class Listing:
 
     def save(self, store: Store) -> str:
         """Write listings/<UTC>-<digest12>.parquet, unless the newest one says the same. Returns its name."""
-        sink = io.BytesIO()
-        metadata = {b"ignored": canonical_json(self.ignored)}
-        pq.write_table(self.entries.replace_schema_metadata(metadata), sink, compression="zstd")
-        data = sink.getvalue()
+        data = self.encode()
         suffix = f"-{digest(data, 12)}.parquet"
         newest = next(iter(listing_names(store)), "")
         if newest.endswith(suffix):
@@ -50,6 +48,13 @@ class Listing:
         name = f"listings/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}{suffix}"
         store.create(name, data)
         return name
+
+    def encode(self) -> bytes:
+        """The listing as a Parquet file."""
+        sink = io.BytesIO()
+        metadata = {b"ignored": canonical_json(self.ignored)}
+        pq.write_table(self.entries.replace_schema_metadata(metadata), sink, compression="zstd")
+        return sink.getvalue()
 
     @staticmethod
     def load(store: Store, name: str) -> "Listing":
@@ -61,6 +66,17 @@ class Listing:
             ) from error
         ignored = json.loads((table.schema.metadata or {}).get(b"ignored", b"{}"))
         return Listing(table.replace_schema_metadata(None), ignored)
+
+
+def keys_of(entries: pa.Table) -> pa.Array:
+    """The key of each entry of a listing: `sources.names.key_of`, for a column at once."""
+    joined = pc.binary_join_element_wise(entries["source"], entries["path"], "/")
+    joined = joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
+    plain = pc.string_is_ascii(joined)
+    # pyarrow 25's utf8_normalize decomposes where NFC is asked for.
+    others = entries.select(["source", "path"]).filter(pc.invert(plain)).to_pylist()
+    normal = pa.array([key_of(**other) for other in others], pa.string())
+    return pc.replace_with_mask(pc.replace_substring(joined, "::", "%3A%3A"), pc.invert(plain), normal)
 
 
 def listing_names(store: Store) -> list[str]:
