@@ -40,7 +40,7 @@ $(UV): requirements.txt
 	@touch $(UV)
 
 $(VENV)/.installed-batch: $(UV) setup.py requirements.txt
-	$(INSTALL) --editable '.[batch,report]'
+	$(INSTALL) --editable '.[batch,page]'
 	@touch $@
 
 $(VENV)/.installed-test: $(UV) setup.py requirements.txt

@@ -17,9 +17,10 @@ STORES = {
     "azure": ["obstore>=0.12"],
 }
 REPORT = ["Jinja2>=3.1", "matplotlib>=3.9", "scikit-learn>=1.5"]
+PAGE = [*REPORT, "streamlit>=1.67"]
 TEST = [
     *DICOM,
-    *REPORT,
+    *PAGE,
     *TIFF,
     *STORES["s3"],
     *STORES["gcs"],
@@ -30,6 +31,7 @@ TEST = [
     "jsonschema>=4.23",
     "mypy>=1.13",
     "pandas>=2.2",
+    "playwright>=1.50",
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "ruff>=0.8",
@@ -48,7 +50,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["sif_batch", "sif_batch.*", "pipelines", "pipelines.*", "jobs", "jobs.*"]),
     package_data={
-        "jobs": ["templates/*"],
+        "jobs": ["templates/*", "page/*.css", "page/*.js"],
         "sif_batch": ["py.typed"],
         "sif_batch.encoders": ["*/model.onnx", "*/encoder.json", "*/LICENSE", "photos/*"],
     },
@@ -71,6 +73,7 @@ setup(
         "dicom": DICOM,
         "tiff": TIFF,
         "report": REPORT,
+        "page": PAGE,
         "test": TEST,
         **STORES,
     },

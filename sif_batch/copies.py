@@ -18,10 +18,15 @@ from sif_batch.storage import Store, sha256_of, temporary_name
 KEEP_S = 30 * 24 * 3600  # copies that nobody opened for so long are removed
 
 
+def cache_home() -> Path:
+    """The folder of this user for what can be had again."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SIF_BATCH_CACHE") or Path(cache, "sif-batch"))
+
+
 def copies_home() -> Path:
     """Where copies lie."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SIF_BATCH_CACHE") or Path(cache, "sif-batch")) / "releases"
+    return cache_home() / "releases"
 
 
 class Copies:

@@ -1,0 +1,75 @@
+"""The script that Streamlit runs for each visitor at each click. What it decides is in the modules beside it."""
+
+import traceback
+from pathlib import Path
+
+import streamlit as st
+
+from jobs.page.look import look_page
+from jobs.page.serving import gallery
+from jobs.page.words import about_usage, icon, readable_error
+from sif_batch.config import SifBatchError
+from sif_batch.usage import summarise
+
+CSS = Path(__file__).with_name("page.css")
+KEPT = ("k", "where", "fold", "expand")  # widgets whose values outlast a visit to another page
+
+
+def main() -> None:
+    st.set_page_config(page_title="Similar images", page_icon=icon(), layout="wide")
+    st.html(f"<style>{CSS.read_text(encoding='utf-8')}</style>")
+    for name in KEPT:
+        if name in st.session_state:
+            st.session_state[name] = st.session_state[name]
+    pages = [
+        st.Page(look_page, title="Look", icon=":material/image_search:", default=True),
+        st.Page(map_page, title="Map", icon=":material/scatter_plot:", url_path="map"),
+        st.Page(report_page, title="Report", icon=":material/description:", url_path="report"),
+    ]
+    if gallery().log:
+        pages.append(st.Page(usage_page, title="Usage", icon=":material/bar_chart:", url_path="usage"))
+    chosen = st.navigation(pages, position="top")
+    try:
+        if say_what_changed():
+            chosen.run()
+    except Exception:  # a defect: its trace is for whoever serves, not for visitors
+        traceback.print_exc()
+        st.error("Something went wrong here. The server's log says what.")
+
+
+def say_what_changed() -> bool:
+    """Tell where another release took the place of the one seen before. Returns whether there is one to ask."""
+    try:
+        release = gallery().current().release
+    except SifBatchError as error:
+        st.error(readable_error(error), icon=":material/link_off:")
+        st.button("Look again", icon=":material/refresh:")
+        return False
+    before = st.session_state.get("release", release)
+    st.session_state["release"] = release
+    if before != release:
+        st.info(f"Release {before[:12]} was replaced: this is {release[:12]} now.", icon=":material/update:")
+    return True
+
+
+def map_page() -> None:
+    show_run_page("map.html", "sif-batch map ROOT makes one.")
+
+
+def report_page() -> None:
+    show_run_page("report.html", "sif-batch report ROOT makes one.")
+
+
+def show_run_page(name: str, remedy: str) -> None:
+    release = gallery().current().release
+    if gallery().run_page(release, name) is None:
+        st.info(f"Beside release {release[:12]} there is none; {remedy}")
+    else:
+        st.iframe(f"/runs/{release[:16]}/{name}", height=820)
+
+
+def usage_page() -> None:
+    st.html(about_usage(summarise(str(gallery().settings.feedback_log))))
+
+
+main()

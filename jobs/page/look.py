@@ -1,0 +1,159 @@
+"""The page that asks: an image, the images found, marks.
+
+The address holds the question (?key=...&k=...&where=...): it can be kept, sent and gone back to. Uploads and marks
+are the session's.
+"""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+from sif_batch.judgements import keep_judgements
+
+from jobs.page.asking import Answer, Question, answer, digest_of, random_key
+from jobs.page.controls import ask, show_controls
+from jobs.page.gallery import Gallery
+from jobs.page.serving import gallery
+from jobs.page.thumbnails import SIDES
+from jobs.page.words import about_card, about_facts, describe_key, readable_error
+from sif_batch.config import SifBatchError
+from sif_batch.query import Index
+
+HERE = Path(__file__).parent
+MARKS = ("right", "wrong")
+
+
+def look_page() -> None:
+    shared = gallery()
+    index = shared.current()
+    st.html(about_facts(shared.facts(index)))
+    if not len(index):
+        st.info("This release holds no image.")
+        return
+    show_controls(shared, index)
+    if "key" not in st.query_params and not st.session_state["uploads"]:
+        st.query_params["key"] = random_key(index)
+    for refused in st.session_state.pop("refused", ()):
+        st.error(refused)
+    question = asked()
+    try:
+        found = answered(shared, index, question)
+    except SifBatchError as error:
+        st.error(readable_error(error))
+        return
+    show_marks(shared, question)
+    show_answer(index, question, found)
+
+
+def asked() -> Question:
+    """What the address and the session say."""
+    key = st.query_params.get("key")
+    uploads = () if key else st.session_state["uploads"]
+    about = key or uploads
+    if st.session_state.setdefault("about", about) != about:  # by a click, by the address, or by going back
+        st.session_state["about"] = about
+        forget_marks()
+    marks = st.session_state.get("asked_marks", {})
+    right, wrong = (tuple(name for name, mark in marks.items() if mark == kind) for kind in MARKS)
+    options = {name: st.session_state[name] for name in ("k", "where", "fold", "expand")}
+    return Question(key=key, uploads=uploads, right=right, wrong=wrong, **options)
+
+
+def answered(shared: Gallery, index: Index, question: Question) -> Answer:
+    """The answer: the last one again where nothing else is asked."""
+    last = st.session_state.get("answered")
+    if last != (index.release, question):
+        found = answer(index, question)
+        st.session_state["answer"] = found
+        st.session_state["answered"] = index.release, question
+        st.session_state["logged"] = shared.log and shared.log.asked(
+            release=index.release,
+            by=question.by,
+            k=question.k,
+            hits=[card.hit.key for card in found.cards],
+            seconds=found.seconds,
+            key=question.key,
+            where=question.where or None,
+            right=len(question.right),
+            wrong=len(question.wrong),
+            expand=question.expand,
+        )
+    return st.session_state["answer"]  # type: ignore[no-any-return]
+
+
+def show_marks(shared: Gallery, question: Question) -> None:
+    marks = st.session_state.setdefault("marks", {})
+    right, wrong = (list(marks.values()).count(kind) for kind in MARKS)
+    unasked = marks != st.session_state.get("asked_marks", {})
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="marks_bar"):
+        st.button("Ask again", type="primary", icon=":material/refresh:", disabled=not unasked, on_click=ask_again)
+        if shared.settings.judgements:
+            st.button("Keep marks", icon=":material/save:", disabled=not marks, on_click=keep_marks, args=(question,))
+        if marks:
+            st.button("Forget", on_click=forget_marks)
+        st.caption(f"{right} right, {wrong} wrong" if marks else "Mark ✓ right, ✕ wrong, then ask again.")
+
+
+def show_answer(index: Index, question: Question, found: Answer) -> None:
+    release, (small, large) = index.release[:16], SIDES
+    if question.key:
+        title, lines = describe_key(index, question.key, found.copies)
+        pictures = [f"thumbnails/{release}/{index.row_of(question.key)}/{large}"]
+    else:
+        title, lines = ("Your image" if len(question.uploads) == 1 else f"Your {len(question.uploads)} images"), []
+        encoded = [base64.b64encode(data).decode() for data in st.session_state["pictures"][:4]]
+        pictures = [f"data:image/webp;base64,{data}" for data in encoded]
+    cards = [
+        about_card(card) | {"rank": rank, "picture": f"thumbnails/{release}/{card.row}/{small}"}
+        for rank, card in enumerate(found.cards, 1)
+    ]
+    data: dict[str, Any] = {
+        "asked": digest_of(repr(question).encode()),
+        "query": {"title": title, "lines": lines, "pictures": pictures},
+        "cards": cards,
+        "marks": st.session_state["marks"],
+        "none": "" if cards else "No image qualifies.",
+    }
+    grid = st.components.v2.component(
+        "grid",
+        html='<div class="look"></div>',
+        css=(HERE / "grid.css").read_text(encoding="utf-8"),
+        js=(HERE / "grid.js").read_text(encoding="utf-8"),
+    )
+    grid(key="grid", data=data, on_ask_change=ask_card, on_mark_change=mark_card)
+
+
+def ask_card() -> None:
+    """An image was clicked."""
+    if clicked := st.session_state["grid"].get("ask"):
+        log, logged = gallery().log, st.session_state["logged"]
+        if log and logged:
+            log.clicked(logged, clicked["key"], clicked["rank"])
+        ask(clicked["key"])
+
+
+def mark_card() -> None:
+    if clicked := st.session_state["grid"].get("mark"):
+        others = {key: mark for key, mark in st.session_state["marks"].items() if key != clicked["key"]}
+        st.session_state["marks"] = others | ({clicked["key"]: clicked["mark"]} if clicked["mark"] else {})
+
+
+def ask_again() -> None:
+    st.session_state["asked_marks"] = dict(st.session_state["marks"])
+
+
+def forget_marks() -> None:
+    st.session_state["marks"], st.session_state["asked_marks"] = {}, {}
+
+
+def keep_marks(question: Question) -> None:
+    """Keep the marks as judgements; an upload is named by what it holds."""
+    name = question.key or f"upload-{digest_of(b''.join(question.uploads))}"
+    marks = st.session_state["marks"]
+    right, wrong = ([key for key, mark in marks.items() if mark == kind] for kind in MARKS)
+    try:
+        keep_judgements(str(gallery().settings.judgements), name, right, wrong)
+        st.toast(f"{len(marks)} marks are kept.", icon=":material/check:")
+    except SifBatchError as error:
+        st.session_state["refused"] = [readable_error(error)]
