@@ -12,15 +12,12 @@ from sif_batch.config import SifBatchError
 from sif_batch.usage import summarise
 
 CSS = Path(__file__).with_name("page.css")
-KEPT = ("k", "where", "fold", "expand")  # widgets whose values outlast a visit to another page
+KEPT = ("k", "where", "fold", "expand")  # widgets of the first page; Streamlit forgets what no widget shows
 
 
 def main() -> None:
     st.set_page_config(page_title="Similar images", page_icon=icon(), layout="wide")
     st.html(f"<style>{CSS.read_text(encoding='utf-8')}</style>")
-    for name in KEPT:
-        if name in st.session_state:
-            st.session_state[name] = st.session_state[name]
     pages = [
         st.Page(look_page, title="Look", icon=":material/image_search:", default=True),
         st.Page(map_page, title="Map", icon=":material/scatter_plot:", url_path="map"),
@@ -31,6 +28,8 @@ def main() -> None:
     chosen = st.navigation(pages, position="top")
     try:
         if say_what_changed():
+            if chosen.url_path:  # not the first page
+                keep_question()
             chosen.run()
     except Exception:  # a defect: its trace is for whoever serves, not for visitors
         traceback.print_exc()
@@ -50,6 +49,15 @@ def say_what_changed() -> bool:
     if before != release:
         st.info(f"Release {before[:12]} was replaced: this is {release[:12]} now.", icon=":material/update:")
     return True
+
+
+def keep_question() -> None:
+    """Hold what was asked last for the visitor's return to the first page."""
+    for name in KEPT:
+        if name in st.session_state:
+            st.session_state[name] = st.session_state[name]
+    if isinstance(st.session_state.get("about"), str):
+        st.session_state["home"] = st.session_state["about"]
 
 
 def map_page() -> None:

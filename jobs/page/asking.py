@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from sif_batch.config import SifBatchError
+from sif_batch.filters import KEYWORDS
 from sif_batch.pictures import thumbnail
 from sif_batch.query import Hit, Index
 
@@ -132,7 +133,7 @@ def where_between(column: str, low: float, high: float) -> str:
 
 def name_of(column: str) -> str:
     """A column's name as a condition takes it."""
-    return column if column.isidentifier() and column.isascii() else f"`{column}`"
+    return column if column.isidentifier() and column.lower() not in KEYWORDS else f"`{column}`"
 
 
 def digest_of(data: bytes) -> str:

@@ -1,21 +1,24 @@
 """What a visitor asks with: a random image, uploads, a filter, options."""
 
+import contextlib
 from typing import Any
 
 import streamlit as st
 
 from jobs.page.asking import MOST, UPLOADS, K, check_upload, random_key, where_between, where_values
 from jobs.page.gallery import Gallery
+from jobs.page.serving import gallery
 from jobs.page.thumbnails import SIDES, webp_bytes
 from jobs.page.words import readable_error
 from sif_batch.config import SifBatchError
 from sif_batch.failures import ImageError
+from sif_batch.filters import names_of
 from sif_batch.query import Index
 
 
 def show_controls(shared: Gallery, index: Index) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="controls"):
-        st.button("Random", icon=":material/casino:", on_click=ask_random, args=(index,))
+        st.button("Random", icon=":material/casino:", on_click=ask_random)
         with st.popover("Upload", icon=":material/upload:"):
             show_uploader()
         with st.popover("Filter", icon=":material/filter_alt:"):
@@ -52,12 +55,12 @@ def take_uploads(files: list[Any]) -> None:
     st.session_state["refused"] = refused
     if uploads or not files:
         st.session_state["uploads"], st.session_state["pictures"] = tuple(uploads), pictures
-    if uploads:
-        st.query_params.pop("key", None)
+    if uploads and "key" in st.query_params:
+        del st.query_params["key"]
 
 
 def show_filter(shared: Gallery, index: Index) -> None:
-    names = index.columns_to_filter
+    names = names_of(index.roster.schema)
     st.text_input(
         "Only images where",
         key="where",
@@ -94,12 +97,13 @@ def show_options() -> None:
     )
 
 
-def ask_random(index: Index) -> None:
-    ask(random_key(index))
+def ask_random() -> None:
+    with contextlib.suppress(SifBatchError):  # the page tells it
+        ask(random_key(gallery().current()))
 
 
 def ask(key: str) -> None:
-    """Ask with an image of the release; an empty uploader stands ready for the next upload."""
+    """Ask with an image of the release; the uploader is empty again."""
     st.session_state["uploads"], st.session_state["uploaded"] = (), []
     st.session_state["uploader"] += 1
     st.query_params["key"] = key

@@ -32,11 +32,9 @@ def look_page() -> None:
         st.info("This release holds no image.")
         return
     show_controls(shared, index)
-    if "key" not in st.query_params and not st.session_state["uploads"]:
-        st.query_params["key"] = random_key(index)
     for refused in st.session_state.pop("refused", ()):
         st.error(refused)
-    question = asked()
+    question = asked(index)
     try:
         found = answered(shared, index, question)
     except SifBatchError as error:
@@ -46,18 +44,19 @@ def look_page() -> None:
     show_answer(index, question, found)
 
 
-def asked() -> Question:
-    """What the address and the session say."""
-    key = st.query_params.get("key")
-    uploads = () if key else st.session_state["uploads"]
+def asked(index: Index) -> Question:
+    """What the address and the session say; by default, some image."""
+    key, uploads = st.query_params.get("key"), st.session_state["uploads"]
+    if key is None and not uploads:
+        key = st.session_state.setdefault("home", random_key(index))
     about = key or uploads
-    if st.session_state.setdefault("about", about) != about:  # by a click, by the address, or by going back
+    if st.session_state.get("about") != about:  # by a click, by the address, or by going back
         st.session_state["about"] = about
         forget_marks()
-    marks = st.session_state.get("asked_marks", {})
+    marks = st.session_state["asked_marks"]
     right, wrong = (tuple(name for name, mark in marks.items() if mark == kind) for kind in MARKS)
     options = {name: st.session_state[name] for name in ("k", "where", "fold", "expand")}
-    return Question(key=key, uploads=uploads, right=right, wrong=wrong, **options)
+    return Question(key=key, uploads=() if key else uploads, right=right, wrong=wrong, **options)
 
 
 def answered(shared: Gallery, index: Index, question: Question) -> Answer:
@@ -83,9 +82,9 @@ def answered(shared: Gallery, index: Index, question: Question) -> Answer:
 
 
 def show_marks(shared: Gallery, question: Question) -> None:
-    marks = st.session_state.setdefault("marks", {})
+    marks = st.session_state["marks"]
     right, wrong = (list(marks.values()).count(kind) for kind in MARKS)
-    unasked = marks != st.session_state.get("asked_marks", {})
+    unasked = marks != st.session_state["asked_marks"]
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="marks_bar"):
         st.button("Ask again", type="primary", icon=":material/refresh:", disabled=not unasked, on_click=ask_again)
         if shared.settings.judgements:

@@ -64,12 +64,10 @@ def column_lines(columns: dict[str, Any]) -> list[str]:
 
 def readable_error(error: BaseException, name: str = "") -> str:
     """An error and what to do, as Markdown that shows as plain text. name: of the upload that it is about."""
-    remedy = error.remedy if isinstance(error, SifBatchError) else ""
+    told, remedy = str(error), error.remedy if isinstance(error, SifBatchError) else ""
     if isinstance(error, ImageError):
-        means, remedy = (PERMANENT | TRANSIENT).get(error.kind, ("it cannot be used", ""))
-        told = f"{means} ({error})"
-    else:
-        told = str(error)
+        means = (PERMANENT | TRANSIENT)[error.kind][0]
+        told, remedy = f"{means} ({told})", "upload another image"
     return plain(": ".join(filter(None, (name, told))) + (f"; {remedy}" if remedy else ""))
 
 
