@@ -3,6 +3,7 @@
 import functools
 import io
 import tarfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ TAR, ROW = "tar://", "#row="  # what the uri of an image in an archive or in Par
 PAPER, INK, MUTED, EMPTY = "#ffffff", "#1d2129", "#6b7280", "#e5e7eb"
 GOOD, BAD = "#16a34a", "#dc2626"
 GAP, FRAME, CAPTION = 8, 4, 14  # pixels
+
+_one_reads_archives = threading.Lock()  # an open archive has one place that it reads at
 
 
 def read_uri(uri: str, image_column: str | None = None) -> bytes:
@@ -59,11 +62,12 @@ def _open_archive(archive: str) -> tuple[tarfile.TarFile, dict[str, tarfile.TarI
 
 def _read_member(archive: str, name: str) -> bytes:
     try:
-        opened, members = _open_archive(archive)
-        if name not in members:
-            raise ImageError("missing", "the archive has no such member any more")
-        file = opened.extractfile(members[name])
-        return file.read(MAX_BYTES) if file else b""
+        with _one_reads_archives:
+            opened, members = _open_archive(archive)
+            if name not in members:
+                raise ImageError("missing", "the archive has no such member any more")
+            file = opened.extractfile(members[name])
+            return file.read(MAX_BYTES) if file else b""
     except tarfile.TarError as error:
         raise ImageError("corrupt", str(error)[:200]) from error
 

@@ -1,5 +1,6 @@
 import io
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,19 @@ def test_every_uri_of_a_release_can_be_read(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as caught:
         read_uri(f"{tmp_path}/gone.jpg")
     assert caught.value.kind == "missing"
+
+
+def test_members_of_an_archive_are_read_by_several_threads(tmp_path: Path) -> None:
+    data = {f"{i}.jpg": bytes([i]) * 200_000 for i in range(24)}
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name, content in data.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    names = list(data) * 8
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda name: read_uri(f"tar://{name}::{tmp_path}/t.tar"), names))
+    assert all(content == data[name] for name, content in zip(names, found, strict=True))
 
 
 def test_a_thumbnail_is_upright_and_no_larger_than_asked() -> None:

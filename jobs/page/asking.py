@@ -36,7 +36,8 @@ class Question:
     @property
     def by(self) -> str:
         """As usage is counted."""
-        return "marks" if self.right or self.wrong else "image" if self.uploads else "key"
+        uploaded = "images" if len(self.uploads) > 1 else "image"
+        return "marks" if self.right or self.wrong else uploaded if self.uploads else "key"
 
     def terms(self) -> dict[str, Any]:
         """What `Index.search` is given, k aside."""

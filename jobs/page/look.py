@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from sif_batch.judgements import keep_judgements
 
 from jobs.page.asking import Answer, Question, answer, digest_of, random_key
 from jobs.page.controls import ask, show_controls
@@ -18,6 +17,7 @@ from jobs.page.serving import gallery
 from jobs.page.thumbnails import SIDES
 from jobs.page.words import about_card, about_facts, describe_key, readable_error
 from sif_batch.config import SifBatchError
+from sif_batch.judgements import keep_judgements
 from sif_batch.query import Index
 
 HERE = Path(__file__).parent
@@ -91,7 +91,7 @@ def show_marks(shared: Gallery, question: Question) -> None:
             st.button("Keep marks", icon=":material/save:", disabled=not marks, on_click=keep_marks, args=(question,))
         if marks:
             st.button("Forget", on_click=forget_marks)
-        st.caption(f"{right} right, {wrong} wrong" if marks else "Mark ✓ right, ✕ wrong, then ask again.")
+        st.caption(f"{right} right, {wrong} wrong" if marks else "Mark ✓ right or ✕ wrong")
 
 
 def show_answer(index: Index, question: Question, found: Answer) -> None:

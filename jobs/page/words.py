@@ -79,11 +79,11 @@ def about_usage(summary: dict[str, Any]) -> str:
         (f"{summary['clicks']:,}", "clicks"),
         (_share(summary["click_share"]), "of questions led to a click"),
         (_number(summary["mean_rank"], 1), "mean rank of a click"),
-        (_number(seconds["median"], 3), f"seconds, median; {_number(seconds['p95'], 3)} the slowest of twenty"),
+        (_number(seconds["median"], 3), f"s, median; 95th percentile {_number(seconds['p95'], 3)}"),
     ]
-    days = [(day["day"], f"{day['queries']:,} questions, {day['clicks']:,} clicks") for day in summary["days"][-14:]]
-    asked = [(row["key"], f"{row['times']:,} times") for row in summary["most_asked"]]
-    clicked = [(row["key"], f"{row['times']:,} times") for row in summary["most_clicked"]]
+    days = [(day["day"], f"{day['queries']:,} asked, {day['clicks']:,} clicked") for day in summary["days"][-14:]]
+    asked = [(row["key"], f"{row['times']:,} ×") for row in summary["most_asked"]]
+    clicked = [(row["key"], f"{row['times']:,} ×") for row in summary["most_clicked"]]
     lists = _list("Days", days) + _list("Asked with most", asked) + _list("Clicked most", clicked)
     return facts_html(shown) + f'<div class="lists">{lists}</div>'
 
