@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.embed import Embedded
+from jobs.fitting import processes_within
 from jobs.progress import Reporter, timed, watching_folder
 from jobs.runs import read_runs
 from jobs.settings import RunSettings
@@ -124,7 +125,7 @@ def _known_candidate(store: Store, inputs: str) -> Candidate | None:
 def prepare_to_quantize(settings: RunSettings, parts: int) -> None:
     """Start the children and import Beam, which takes seconds, while the quantizer is trained."""
     if in_this_process(settings.beam):
-        for child in shared_children(min(settings.workers, parts)):
+        for child in shared_children(processes_within(min(settings.workers, parts), settings)):
             child.prepare("sif_batch.codes:ready")
     if parts > FEW_PARTS:
         threading.Thread(target=importlib.import_module, args=["pipelines.quantize"], daemon=True).start()
@@ -138,7 +139,7 @@ def quantize_parts(store: Store, quantizer: str, parts: list[str], settings: Run
         return
     here = in_this_process(settings.beam)
     if here or len(missing) <= FEW_PARTS:
-        children = shared_children(min(settings.workers, len(missing)))
+        children = shared_children(processes_within(min(settings.workers, len(missing)), settings))
         for child in children:
             child.start()
     with ExitStack() as told:

@@ -23,6 +23,7 @@ from sif_batch.child import close_shared_children
 from sif_batch.config import GateSettings, IndexSettings, Int8Settings, SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
 from sif_batch.lease import release_all
+from sif_batch.memory import parse_size
 
 EXIT = {"published": 0, "unchanged": 0, "held": 0, "embedded": 0, "error": 1, "refused": 3}
 EXIT_DAMAGED = 5
@@ -172,6 +173,21 @@ EMBED_OPTIONS = (
     click.option("--labels", type=click.Choice(["folder"]), help="Judge int8 by the mAP of these labels instead."),
     click.option("--max-map-loss", type=click.FloatRange(0, 1), help="With --labels: mAP that int8 may cost."),
 )
+LIMIT_OPTIONS = (
+    click.option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Memory that the run may take with all its processes, such as 4G: fewer of them work at once, and one "
+        "that takes more than its share ends with the image that it is at.",
+    ),
+)
+DRY_RUN = (
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="List, plan, time a sample, and say how long the run will take, how much disk and memory; write nothing.",
+    ),
+)
 REPORT_OPTIONS = (
     click.option(
         "--report/--no-report",
@@ -262,7 +278,7 @@ def options_of(*groups: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
 
 @cli.command()
 @PLACES
-@options_of(ENCODER_OPTIONS, SOURCE_OPTIONS, EMBED_OPTIONS, INDEX_OPTIONS, REPORT_OPTIONS)
+@options_of(ENCODER_OPTIONS, SOURCE_OPTIONS, EMBED_OPTIONS, LIMIT_OPTIONS, INDEX_OPTIONS, REPORT_OPTIONS, DRY_RUN)
 @json_option
 def run(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """List, embed what is new, index, measure, publish: the nightly job.
@@ -275,7 +291,7 @@ def run(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @PLACES
-@options_of(ENCODER_OPTIONS, SOURCE_OPTIONS, EMBED_OPTIONS, REPORT_OPTIONS)
+@options_of(ENCODER_OPTIONS, SOURCE_OPTIONS, EMBED_OPTIONS, LIMIT_OPTIONS, REPORT_OPTIONS)
 @json_option
 def embed(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """The first half of run: list and embed what is new.
@@ -287,7 +303,7 @@ def embed(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @click.argument("places", nargs=-1, metavar="ROOT [-- BEAM OPTIONS]")
-@options_of(INDEX_OPTIONS, REPORT_OPTIONS)
+@options_of(INDEX_OPTIONS, LIMIT_OPTIONS, REPORT_OPTIONS)
 @json_option
 def index(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """The second half of run: index, measure and publish.
@@ -308,6 +324,9 @@ def run_night(halves: tuple[str, ...], places: tuple[str, ...], as_json: bool, o
 
     places, beam = split_beam_options(places)
     given = {name: value for name, value in options.items() if value is not None}
+    dry_run = given.pop("dry_run", False)
+    if "max_memory" in given:
+        given["max_memory"] = parse_size(str(given["max_memory"]))
     if "bits" in given:
         given["bits"] = int(given["bits"])
     given["index"] = {name: given.pop(name) for name in IndexSettings.model_fields if name in given}
@@ -327,6 +346,12 @@ def run_night(halves: tuple[str, ...], places: tuple[str, ...], as_json: bool, o
     reporter = Reporter()
     if "DirectRunner" in " ".join(beam):
         reporter.say("DirectRunner is run as FnApiRunner")
+    if dry_run:
+        from jobs.preflight import preflight
+
+        foretold = preflight(settings, reporter)
+        print_json(foretold) if as_json else show.show_forecast(stdout(), foretold)
+        sys.exit(1 if foretold["problems"] else 0)
     result = work(settings, reporter, halves)
     print_json(result) if as_json else show.show_run(stdout(), result)
     sys.exit(EXIT[result["outcome"]])

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.fitting import fit_run
 from jobs.progress import Reporter, process_age_s, watching_folder
 from jobs.settings import RunSettings
 from pipelines.engines import in_this_process
@@ -83,7 +84,8 @@ def embed_collection(
         if len(plan):
             if in_this_process(settings.beam):
                 devices = devices or choose_usable_devices(store, name, settings, reporter, speed)
-                _run_shards(store, name, plan, devices, settings, reporter, speed)
+                good = int(standing.good.sum())
+                _run_shards(store, record, name, plan, good, devices, settings, reporter, speed)
             else:
                 _run_shards_elsewhere(store, name, plan, settings, reporter, speed)
         finish_plan(store, name)
@@ -185,8 +187,10 @@ def choose_usable_devices(
 
 def _run_shards(
     store: Store,
+    record: RootRecord,
     name: str,
     plan: pa.Table,
+    good: int,
     devices: list[str],
     settings: RunSettings,
     reporter: Reporter,
@@ -194,6 +198,7 @@ def _run_shards(
 ) -> None:
     shards, encoder = plan["shard"].unique().to_pylist(), plan_encoder(store, name)
     lanes = plan_lanes(devices, settings.workers, len(shards))
+    lanes = fit_run(store, record, plan, good, lanes, settings, reporter.say)
     speed.lanes = max(speed.lanes, lanes, key=len)
     for child, lane in zip(shared_children(len(lanes)), lanes, strict=True):
         child.prepare(WARM_UP, root=store.url, encoder_id=encoder, device=lane.device)

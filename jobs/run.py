@@ -17,6 +17,7 @@ from jobs.runs import EventLog, new_run_id, utc, write_run
 from jobs.settings import RunSettings, decide_record, read_record
 from jobs.summary import summarise
 from pipelines.engines import check_options, in_this_process
+from sif_batch.child import running_children
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError
 from sif_batch.devices import choose_devices
 from sif_batch.encoders import install_encoder
@@ -25,6 +26,7 @@ from sif_batch.encoders.spec import check_encoder
 from sif_batch.erased import read_erased
 from sif_batch.history import cache_latest, read_top
 from sif_batch.lease import Lease, holding
+from sif_batch.memory import peak_bytes
 from sif_batch.metadata import read_metadata
 from sif_batch.release import shape_of
 from sif_batch.sources import Listing, list_sources
@@ -52,6 +54,11 @@ def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HAL
     Raises SifBatchError, BusyError where another process holds ROOT; whatever stands is never harmed.
     """
     settings = settings.model_copy(update={"beam": tuple(check_options(settings.beam))})
+    if settings.max_memory is not None and not in_this_process(settings.beam):
+        raise SifBatchError(
+            "--max-memory bounds the processes of this machine, and the work is a cluster's",
+            remedy="give the engine's own limits of memory",
+        )
     store = Store(settings.root)
     old = read_record(store)
     store.check_writable()
@@ -130,6 +137,8 @@ def _work(
         raise
     finally:
         result["seconds"] = {name: round(value, 3) for name, value in night.seconds.items()}
+        workers = sorted((peak_bytes(child.pid) for child in running_children()), reverse=True)
+        result |= {"encoder": record.encoder, "memory": {"main": peak_bytes(), "workers": workers}}
         store.sweep()
         _write_down(night, result)
         write_run(store, night.id, night.settings, night.started, listing_name, parent, result)

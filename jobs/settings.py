@@ -50,6 +50,7 @@ class RunSettings(Frozen):
     index: dict[str, Any] = Field(default_factory=dict)
     scratch: str | None = None
     retrain: Retrain = "auto"
+    max_memory: int | None = Field(default=None, ge=1)
     int8: Int8Settings = Int8Settings()
     metadata: str | None = None
     beam: tuple[str, ...] = ()

@@ -67,6 +67,32 @@ def show_run(console: Console, result: dict[str, Any]) -> None:
         say(f"ask it    sif-batch search {root} IMAGE")
 
 
+def show_forecast(console: Console, found: dict[str, Any]) -> None:
+    """What a dry run foretells."""
+    todo, sample, forecast = found["to_do"], found["sample"], found["forecast"]
+    say = functools.partial(console.print, soft_wrap=True)
+    about = "" if todo["counted"] else "about "
+    known = f"{found['standing']:,} images known, {found['ignored']:,} ignored by name"
+    say(f"listed    {found['listed']:,} entries, {known}")
+    say(f"to do     {todo['entries']:,} entries, {about}{todo['images']:,} images, {_size(todo['bytes'])}")
+    say(f"index     {found['index']['rows']:,} images; {found['index']['shape']}")
+    if sample:
+        say(f"sample    {sample['images']} images, {sample['images_per_s']} images/s on {sample['threads']} threads")
+    for name, shown in (("seconds", format_seconds), ("disk", _size), ("memory", _size)):
+        parts = dict(forecast[name])
+        total = parts.pop("total")
+        label = {"seconds": "time", "disk": "disk", "memory": "memory"}[name]
+        split = ", ".join(f"{part} {shown(value)}" for part, value in parts.items() if value)
+        say(f"{label:<9} {shown(total)}: {split}" if split else f"{label:<9} {shown(total)}")
+    for problem in found["problems"]:
+        say(f"problem   {problem['problem']}; {problem['remedy']}")
+    say("outcome   nothing was written" + ("; it would not fit" if found["problems"] else ""))
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
 def describe_drift(drift: dict[str, Any] | None) -> str | None:
     """How the quantizer serves what came after its training, in a line; None where nothing came or nothing is lost."""
     if not drift or drift["ratio"] is None:

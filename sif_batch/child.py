@@ -191,6 +191,11 @@ def shared_child() -> Child:
     return shared_children(1)[0]
 
 
+def running_children() -> list[Child]:
+    """Those of them that have a process now."""
+    return [child for child in _shared if child.pid is not None]
+
+
 def close_shared_children() -> None:
     for child in _shared:
         child.close()

@@ -16,10 +16,11 @@ NEEDS = ("torch", "onnx2torch")
 
 @dataclass(frozen=True)
 class Lane:
-    """A child process of its own. device: cpu, cuda:0 and so on, or torch-cpu."""
+    """A child process of its own. device: cpu, cuda:0 and so on, or torch-cpu; max_bytes: of memory, None: no limit."""
 
     device: str
     threads: int
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -78,10 +78,15 @@ def part_name(encoder_id: str, spans: Sequence[dict[str, Any]], limits: Limits) 
     return digest(canonical_json([encoder_id, named, limits.model_dump()]), 32)
 
 
-def make_plan(encoder_id: str, spans: pa.Table, limits: Limits) -> pa.Table:
-    """PLAN_SCHEMA: the spans with the shard and the (first) part that each belongs to. A container is a shard alone."""
+def slice_spans(spans: pa.Table, limits: Limits) -> np.ndarray:
+    """As `slice_shards`, of SPAN_SCHEMA: a container is a shard alone."""
     alone = np.array([container_kind(path) is not None for path in spans["path"].to_pylist()], bool)
-    shards = slice_shards(spans["size"].to_numpy(), alone, limits)
+    return slice_shards(spans["size"].to_numpy(), alone, limits)
+
+
+def make_plan(encoder_id: str, spans: pa.Table, limits: Limits) -> pa.Table:
+    """PLAN_SCHEMA: the spans with the shard and the (first) part that each belongs to."""
+    shards = slice_spans(spans, limits)
     starts = np.flatnonzero(np.diff(shards, prepend=-1))
     lengths = np.diff(np.append(starts, len(shards)))
     names = [part_name(encoder_id, spans.slice(s, n).to_pylist(), limits) for s, n in zip(starts, lengths, strict=True)]

@@ -10,6 +10,7 @@ from sif_batch.child import STALL_S, Child, ChildDied
 from sif_batch.config import SifBatchError
 from sif_batch.devices import Lane
 from sif_batch.embedding import ShardStats
+from sif_batch.memory import resident_bytes
 
 STRIKES = 2  # an image that ends the child alone, this often, is the cause
 SHARD_TRIES = 2  # the whole shard, before its images are suspected
@@ -31,8 +32,8 @@ def embed_in_child(
     """Embed one shard in the child process, whatever happens to it.
 
     An image that is read and decoded for longer than `image_timeout_s` ends the child and is a failed row. A child
-    that dies or stalls costs a second try of the whole shard; after that the images that were in work at each death
-    are tried alone, and one that ends the child alone twice becomes a failed row.
+    that dies, stalls or takes more memory than its lane may costs a second try of the whole shard; after that the
+    images in work at each death are tried alone, and one that ends the child alone twice becomes a failed row.
     """
     strikes: Counter[int] = Counter()
     in_work: set[int] = set()
@@ -41,6 +42,7 @@ def embed_in_child(
     barren = 0
     for tries in itertools.count():
         done = failed = 0
+        hungry = False
 
         def on_report(report: tuple[str, Any]) -> None:
             nonlocal done, failed
@@ -60,6 +62,10 @@ def embed_in_child(
                 on_progress(len(value[0]), value[1])
 
         def overdue() -> str | None:
+            nonlocal hungry
+            if why := too_hungry(child, lane):
+                hungry = True
+                return why
             if not since or time.monotonic() - min(since.values()) <= image_timeout_s:
                 return None
             return f"an image took more than {image_timeout_s:g} s"
@@ -93,7 +99,15 @@ def embed_in_child(
             for image in () if lost.keys() & late else in_work:
                 strikes[image] += alone
                 if strikes[image] >= STRIKES:
-                    lost[image] = f"{'timeout' if death.overdue else 'crashed'}:{death}"
+                    lost[image] = f"{'timeout' if death.overdue and not hungry else 'crashed'}:{death}"
             in_work.clear()
             since.clear()
     raise AssertionError("unreachable")
+
+
+def too_hungry(child: Child, lane: Lane) -> str | None:
+    """Why the child takes more memory than its lane may; None: it does not, or the lane has no limit."""
+    taken = resident_bytes(child.pid) if lane.max_bytes is not None else 0
+    if lane.max_bytes is None or taken <= lane.max_bytes:
+        return None
+    return f"it took {taken / 2**20:.0f} MB of memory, {lane.max_bytes / 2**20:.0f} are its share"

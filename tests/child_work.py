@@ -60,3 +60,13 @@ def die_until(report: Report, path: str, deaths: int) -> int:
     if calls <= deaths:
         os.kill(os.getpid(), signal.SIGKILL)
     return calls
+
+
+def hoard(report: Report, size: int) -> None:
+    """Take that much memory, and keep it until this process is ended."""
+    held = bytearray(size)
+    for at in range(0, size, 4096):
+        held[at] = 1
+    while True:
+        report("hoarding")
+        time.sleep(0.2)

@@ -13,6 +13,9 @@ import pytest
 
 from sif_batch.child import Child, ChildDied
 from sif_batch.config import BusyError, SifBatchError
+from sif_batch.devices import Lane
+from sif_batch.memory import resident_bytes
+from sif_batch.watching import too_hungry
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +225,12 @@ def test_a_child_that_hangs_ends_with_its_parent(child: Child) -> None:
             parent.kill()
             parent.wait(20)
     wait_for_end(pid)
+
+
+def test_a_child_that_takes_more_than_its_share_of_memory_is_ended(child: Child) -> None:
+    child.call("child_work:double", number=1)
+    lane = Lane("cpu", 1, resident_bytes(child.pid) + 50 * 2**20)
+    assert too_hungry(child, lane) is None and too_hungry(child, Lane("cpu", 1)) is None
+    with pytest.raises(ChildDied, match="MB of memory, .* are its share") as caught:
+        child.call("child_work:hoard", overdue=lambda: too_hungry(child, lane), size=200 * 2**20)
+    assert caught.value.overdue
