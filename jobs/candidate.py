@@ -4,7 +4,6 @@ import importlib
 import itertools
 import json
 import threading
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +12,10 @@ import pyarrow.compute as pc
 
 from jobs.embed import Embedded
 from jobs.fitting import processes_within
-from jobs.progress import Reporter, timed, watching_folder
+from jobs.progress import Reporter, timed
 from jobs.runs import read_runs
 from jobs.settings import RunSettings
+from jobs.spread import FEW, spread
 from pipelines.engines import in_this_process
 from sif_batch import release as releases
 from sif_batch.assembly import Placement, assemble, check_scratch, copy_encoder, write_images
@@ -30,7 +30,6 @@ from sif_batch.truth import exact_neighbours
 from sif_batch.tuning import best_points, choose_point, measure_curve, time_point
 
 REMEMBERED_RUNS = 10
-FEW_PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -127,38 +126,27 @@ def prepare_to_quantize(settings: RunSettings, parts: int) -> None:
     if in_this_process(settings.beam):
         for child in shared_children(processes_within(min(settings.workers, parts), settings)):
             child.prepare("sif_batch.codes:ready")
-    if parts > FEW_PARTS:
-        threading.Thread(target=importlib.import_module, args=["pipelines.quantize"], daemon=True).start()
+    if parts > FEW:
+        threading.Thread(target=importlib.import_module, args=["pipelines.children"], daemon=True).start()
 
 
 def quantize_parts(store: Store, quantizer: str, parts: list[str], settings: RunSettings, reporter: Reporter) -> None:
     """Make the codes of these parts that have none yet: a few in a child of this process, many by Beam."""
     done = store.sizes(f"codes/{quantizer}")
-    missing = [part for part in parts if f"{part}.parquet" not in done]
-    if not missing:
-        return
-    here = in_this_process(settings.beam)
-    if here or len(missing) <= FEW_PARTS:
-        children = shared_children(processes_within(min(settings.workers, len(missing)), settings))
-        for child in children:
-            child.start()
-    with ExitStack() as told:
-        update = told.enter_context(reporter.stage("quantizing", len(missing), "parts"))
-        if len(missing) <= FEW_PARTS:  # importing and starting Beam takes longer
-            for part in missing:
-                children[0].call_again("sif_batch.codes:quantize_part", root=store.url, quantizer=quantizer, part=part)
-                update(1, 0)
-            return
-        from pipelines import quantize
-        from pipelines.runner import Progress, run_pipeline
-
-        if here:
-            Progress.update = update
-            lanes = len(children)
-        else:  # each machine of a cluster takes its cores, unless told
-            told.enter_context(watching_folder(store, f"codes/{quantizer}", update))
-            lanes = settings.workers if "workers" in settings.model_fields_set else 0
-        run_pipeline(quantize.QuantizeParts(store.url, quantizer, missing, lanes), settings.beam)
+    elements = [{"part": part} for part in parts if f"{part}.parquet" not in done]
+    workers = settings.workers if "workers" in settings.model_fields_set else None  # of each machine of a cluster
+    if in_this_process(settings.beam):
+        workers = processes_within(min(settings.workers, max(1, len(elements))), settings)
+    spread(
+        "sif_batch.codes:quantize_part",
+        {"root": store.url, "quantizer": quantizer},
+        elements,
+        "quantizing",
+        (store, f"codes/{quantizer}"),
+        reporter,
+        settings.beam,
+        workers,
+    )
 
 
 def build(

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.search import read_collection
 from jobs.settings import open_root
+from jobs.status import read_collection
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.erased import Erased, read_erased
 from sif_batch.failures import PERMANENT, TRANSIENT

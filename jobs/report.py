@@ -15,8 +15,8 @@ from jobs.mapping import Map, make_map
 from jobs.neighbours import compare_neighbours, is_there, keeps_rows, open_release, strips
 from jobs.pages import check_extra, missing_extra, picture_of, render, write_file
 from jobs.runs import read_runs
-from jobs.search import failures
 from jobs.show import describe_drift
+from jobs.status import failures
 from sif_batch.config import SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
 from sif_batch.query import Index

@@ -1,73 +1,104 @@
-"""The jobs of a reader: search, status. They write nothing and need no Beam."""
+"""Ask a release from the command line: with images, keys and marks; and what a log of that says."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from jobs.runs import last_run
-from jobs.settings import open_root
-from sif_batch.catalog import CATALOG_SCHEMA, Catalog, load_catalog
-from sif_batch.config import RootRecord
-from sif_batch.history import read_top
+from sif_batch.config import Frozen, SifBatchError
+from sif_batch.judgements import keep_judgements
 from sif_batch.query import Hit, Index
-from sif_batch.shards import open_plans
-from sif_batch.sources import LISTING_SCHEMA, Listing
-from sif_batch.sources.listing import listing_names
-from sif_batch.standing import failures_by_kind, spans_to_do, standing_rows
-from sif_batch.storage import Store
+from sif_batch.usage import UsageLog
 
 
-def search(place: str, images: Sequence[str], k: int) -> tuple[str, list[tuple[str, list[Hit]]]]:
-    """The release's id, and for each image its hits."""
+class Asking(Frozen):
+    """A question as `sif-batch search` takes it; see `Index.search`. judgements: a folder to keep the marks in."""
+
+    images: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    k: int = 10
+    together: bool = False
+    right: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+    expand: int = 0
+    where: str | None = None
+    judgements: str | None = None
+    feedback_log: str | None = None
+
+    @property
+    def by(self) -> str:
+        kind = "image" if self.images else "key"
+        return "marks" if not (self.images or self.keys) else f"{kind}s" if self.together else kind
+
+
+@dataclass(frozen=True)
+class Answer:
+    """query: as it was asked; picture: where its image is, None for none."""
+
+    query: str
+    picture: str | None
+    hits: list[Hit]
+
+
+def ask(place: str, asking: Asking) -> tuple[str, list[Answer]]:
+    """The release's id, and the answers: one for each image or key, or one to all of them together and to marks."""
+    log = UsageLog(asking.feedback_log) if asking.feedback_log else None
     index = Index.open(place)
-    return index.release, list(zip(images, index.search(images=images, k=k), strict=True))
+    asked = list(asking.images or asking.keys)
+    marked = bool(asking.right or asking.wrong)
+    one = asking.together or (marked and len(asked) < 2)
+    what: dict[str, Any] = {"images": list(asking.images)} if asking.images else {"keys": asked} if asked else {}
+    began = time.perf_counter()
+    found = index.search(
+        **what,
+        k=asking.k,
+        together=one,
+        right=asking.right,
+        wrong=asking.wrong,
+        expand=asking.expand,
+        where=asking.where,
+    )
+    seconds = time.perf_counter() - began
+    pictures = asked if asking.images else [_uri_of(index, key) for key in asked]
+    if one:
+        answers = [Answer(" + ".join(asked) or "marks", pictures[0] if pictures else None, found)]
+    else:
+        answers = [Answer(*answer) for answer in zip(asked, pictures, found, strict=True)]
+    if log:
+        for answer in answers:
+            _note(log, index, asking, answer, seconds / len(answers))
+    if asking.judgements:
+        keep_judgements(asking.judgements, _judged_query(asking), asking.right, asking.wrong)
+    return index.release, answers
 
 
-def search_json(release: str, found: Sequence[tuple[str, list[Hit]]]) -> dict[str, Any]:
-    queries = [{"query": query, "hits": [asdict(hit) for hit in hits]} for query, hits in found]
+def _judged_query(asking: Asking) -> str:
+    """What the marks were made for: an image of its own, else the first that was marked right."""
+    asked = asking.images or asking.keys or asking.right
+    if not (asking.right or asking.wrong):
+        raise SifBatchError("no marks to keep", remedy="mark hits by --right KEY and --wrong KEY")
+    return asked[0]
+
+
+def _uri_of(index: Index, key: str) -> str:
+    return str(index.roster.take(index.rows_of([key]), ["uri"])["uri"][0])
+
+
+def _note(log: UsageLog, index: Index, asking: Asking, answer: Answer, seconds: float) -> None:
+    key = answer.query if asking.by == "key" else None
+    log.asked(
+        release=index.release,
+        by=asking.by,
+        k=asking.k,
+        hits=[hit.key for hit in answer.hits],
+        seconds=seconds,
+        key=key,
+        where=asking.where,
+        right=len(asking.right),
+        wrong=len(asking.wrong),
+        expand=asking.expand,
+    )
+
+
+def answers_json(release: str, answers: list[Answer]) -> dict[str, Any]:
+    queries = [{"query": answer.query, "hits": [asdict(hit) for hit in answer.hits]} for answer in answers]
     return {"release": release, "queries": queries}
-
-
-def status(root: str) -> dict[str, Any]:
-    """What ROOT holds: its record, the newest listing's ledger, the current release and the last run."""
-    store, record = open_root(root)
-    entries, catalog = read_collection(store, record)
-    standing = standing_rows(entries, catalog)
-    failed = standing.row[~standing.good]
-    return {
-        "root": store.url,
-        "sources": [source.model_dump(mode="json") for source in record.sources],
-        "encoder": record.encoder,
-        "listed": len(standing.row) + int((standing.first == 0).sum()),
-        "good": int(standing.good.sum()),
-        "failed": len(failed),
-        "failed_by_kind": failures_by_kind(catalog, failed),
-        "to_do": len(spans_to_do(entries, standing, catalog)),
-        "open_plans": len(open_plans(store, record.encoder)),
-        "release": read_top(store),
-        "last_run": last_run(store),
-    }
-
-
-def failures(root: str, kinds: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The images of the newest listing that failed, of some kinds or all: key, kind, attempt, error."""
-    store, record = open_root(root)
-    entries, catalog = read_collection(store, record)
-    standing = standing_rows(entries, catalog)
-    failed = standing.row[~standing.good]
-    rows = catalog.rows.select(["key", "error_kind", "attempt", "error"]).take(pa.array(failed))
-    if kinds:
-        rows = rows.filter(pc.is_in(rows["error_kind"], pa.array(kinds)))
-    return rows.rename_columns(["key", "kind", "attempt", "error"]).to_pylist()  # type: ignore[no-any-return]
-
-
-def read_collection(store: Store, record: RootRecord) -> tuple[pa.Table, Catalog]:
-    """The newest listing's entries, and the catalog of ROOT's encoder."""
-    names = listing_names(store)
-    entries = Listing.load(store, names[0]).entries if names else LISTING_SCHEMA.empty_table()
-    if not store.sizes(f"parts/{record.encoder}"):
-        return entries, Catalog([], [], CATALOG_SCHEMA.empty_table())
-    return entries, load_catalog(store, record.encoder, keep=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from jobs.pages import write_file
+from jobs.search import Answer
 from sif_batch.config import SifBatchError
 from sif_batch.pictures import Strip, Tile, contact_sheet, find_thumbnail
 from sif_batch.query import Hit
@@ -15,10 +16,10 @@ SIDE = 144
 MOST_PIXELS = 60_000  # a side of the picture
 
 
-def write_contact_sheet(path: str, found: Sequence[tuple[str, Sequence[Hit]]]) -> None:
+def write_contact_sheet(path: str, found: Sequence[Answer]) -> None:
     """The queries and their hits as a picture in the format that the name ends with. Raises SifBatchError."""
     check_name(path)
-    strips = [Strip(query, [Tile(find_thumbnail(query, SIDE), ["query"]), *map(_tile, hits)]) for query, hits in found]
+    strips = [Strip(answer.query, [*_query(answer), *map(_tile, answer.hits)]) for answer in found]
     sheet = contact_sheet(strips, SIDE)
     if max(sheet.size) > MOST_PIXELS:
         raise SifBatchError(
@@ -40,6 +41,10 @@ def write_picture(path: str, picture: Image.Image) -> None:
     sink = io.BytesIO()
     picture.save(sink, Image.registered_extensions()[Path(path).suffix.lower()], quality=90)
     write_file(path, sink.getvalue())
+
+
+def _query(answer: Answer) -> list[Tile]:
+    return [Tile(find_thumbnail(answer.picture, SIDE), ["query"])] if answer.picture else []
 
 
 def _tile(hit: Hit) -> Tile:

@@ -110,6 +110,28 @@ def show_hits(console: Console, query: str, hits: Sequence[Hit]) -> None:
     console.print(table)
 
 
+def show_facts(console: Console, facts: dict[str, Any]) -> None:
+    """Figures and places, a line each."""
+    for name, value in facts.items():
+        if value is not None:
+            text = f"{value:,}" if isinstance(value, int) else str(value)
+            console.print(f"{name.replace('_', ' '):<16} {text}")
+
+
+def show_usage(console: Console, found: dict[str, Any]) -> None:
+    lists = ("days", "most_asked", "most_clicked")
+    plain = {name: value for name, value in found.items() if name not in lists}
+    plain |= {"by": ", ".join(f"{kind} {n}" for kind, n in found["by"].items()) or None}
+    plain |= {"seconds": found["seconds"] and "median {median}, 95 % below {p95}".format(**found["seconds"])}
+    show_facts(console, plain)
+    for name in lists:
+        if found[name]:
+            table = _table(*found[name][0], title=name.replace("_", " "))
+            for row in found[name]:
+                table.add_row(*map(str, row.values()))
+            console.print(table)
+
+
 def show_status(console: Console, status: dict[str, Any]) -> None:
     table = _table("ROOT", status["root"])
     for source in status["sources"]:

@@ -24,7 +24,7 @@ from sif_batch import feedback
 from sif_batch.config import SifBatchError, canonical_json
 from sif_batch.copies import Copies
 from sif_batch.encoders import Encoder, read_spec
-from sif_batch.encoders.spec import in_float
+from sif_batch.encoders.spec import EncoderSpec, in_float, networks
 from sif_batch.failures import ImageError
 from sif_batch.history import read_top
 from sif_batch.images import MAX_BYTES, checked_rgb
@@ -137,6 +137,16 @@ class Index:
     def dimension(self) -> int:
         return self.spec.dimension
 
+    @property
+    def url(self) -> str:
+        """Where this release lies, whatever is published meanwhile."""
+        return f"{self._store.url}/{self._folder}" if self._folder else self._store.url
+
+    def encoder_files(self) -> tuple[EncoderSpec, list[bytes]]:
+        """The encoder's specification and its networks."""
+        spec = read_spec(self._store, f"{self._folder}/encoder" if self._folder else "encoder")
+        return spec, [self._local(f"encoder/{name}").read_bytes() for name in networks(spec)]
+
     @functools.cached_property
     def encoder(self) -> Encoder:
         """The encoder that the release carries, loaded at the first image: of int8 the network in float, with a
@@ -180,7 +190,7 @@ class Index:
         without = own[:, None] if len(own) else np.empty((len(y), 0), np.int64)
         if not question.several:
             y, without = self._one_query(y, good, bad), np.concatenate([own, bad])[None]
-        if expand:
+        if expand and len(y):
             y = self._expanded(y, expand, without)
         found = [self._hits(*answer) for answer in self._ranked(y, k, without, None, selection)]
         return found if question.several else found[0]
@@ -201,7 +211,7 @@ class Index:
         query = feedback.merge(y, unit) if len(y) else None
         return feedback.learn(query, self.vectors_of(right), self.vectors_of(wrong), unit)[None]
 
-    def _expanded(self, y: np.ndarray, expand: int, without: np.ndarray) -> np.ndarray:
+    def _expanded(self, y: np.ndarray, expand: int, without: np.ndarray | None) -> np.ndarray:
         """Compared queries (n, d), each with its first hits averaged in."""
         found = self._ranked(y, expand, without, None)
         pairs = zip(y, found, strict=True)
@@ -270,13 +280,18 @@ class Index:
         without: np.ndarray | None = None,
         point: OperatingPoint | None = None,
         among: np.ndarray | None = None,
+        expand: int = 0,
     ) -> Ranked:
         """For each vector the rows and similarities of its k nearest, best first, equal ones by row.
 
         vectors: (n, dimension), as the encoder gives them; without: (n,) or (n, w) rows to leave out for each, -1 for
-        none; point: the operating point, by default the release's; among: (m,) rising, the only rows to find.
+        none; point: the operating point, by default the release's; among: (m,) rising, the only rows to find;
+        expand: so many first hits are averaged in, and it is asked again.
         """
-        return self._ranked(self._compared(vectors), k, without, point, self._among(among))
+        y = self._compared(vectors)
+        if expand and len(y):
+            y = self._expanded(y, expand, without)
+        return self._ranked(y, k, without, point, self._among(among))
 
     def neighbours_of(
         self, rows: np.ndarray, k: int, point: OperatingPoint | None = None, among: np.ndarray | None = None

@@ -166,24 +166,31 @@ class Segments:
 
         among: (m,) int64, rising, the rows to compare with instead of all.
         """
-        kept = k if all_exact else k + SPARE
+        rows, apart = self.nearest(queries, k if all_exact else k + SPARE, all_exact, among)
+        if all_exact:
+            return [_in_order(r, a, k) for r, a in zip(rows, apart, strict=True)]
+        return self.refine(queries, rows, apart, k)
+
+    def nearest(
+        self, queries: np.ndarray, most: int, all_exact: bool = False, among: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The `most` nearest of every kept row, in no order: rows (q, r) int64 and squared distances (q, r), rough
+        ones float32, exact ones float64."""
         rows = np.empty((len(queries), 0), np.int64)
         best = np.empty((len(queries), 0), np.float64 if all_exact else np.float32)
         own = np.einsum("ij,ij->i", queries, queries)[:, None]
-        for at, kept_rows in self._blocks(among):
-            numbers, factor = decode_rows(kept_rows, self.unit)
+        for at, kept in self._blocks(among):
+            numbers, factor = decode_rows(kept, self.unit)
             x = numbers * factor[:, None]
             products = project(x, queries.T.astype(np.float64)).T if all_exact else queries @ x.T
             apart = 2 - 2 * products if self.unit else own + np.einsum("ij,ij->i", x, x) - 2 * products
             apart = np.where(np.isfinite(apart), apart, np.inf)
             rows = np.hstack([rows, np.broadcast_to(at, apart.shape)])
             best = np.hstack([best, apart])
-            if best.shape[1] > kept:
-                top = np.argpartition(best, kept - 1, axis=1)[:, :kept]
+            if best.shape[1] > most:
+                top = np.argpartition(best, most - 1, axis=1)[:, :most]
                 rows, best = np.take_along_axis(rows, top, 1), np.take_along_axis(best, top, 1)
-        if all_exact:
-            return [_in_order(r, b, k) for r, b in zip(rows, best, strict=True)]
-        return self.refine(queries, rows, best, k)
+        return rows, best
 
     def _blocks(self, among: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows, all or some, and what is kept of them, a block at a time."""

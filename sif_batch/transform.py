@@ -47,6 +47,12 @@ SIMILARITY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "pearson": _of_angle,
     "euclidean": _of_distance,
 }
+# metric: the squared distance of a similarity.
+SQUARED_DISTANCE: dict[str, Callable[[float], float]] = {
+    "cosine": lambda similarity: 2 - 2 * similarity,
+    "pearson": lambda similarity: 2 - 2 * similarity,
+    "euclidean": lambda similarity: (1 / similarity - 1) ** 2,
+}
 
 
 @dataclass(frozen=True)

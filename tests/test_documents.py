@@ -94,7 +94,7 @@ def run_blocks(document: Path, folder: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "blocks"), [("tutorial", 8), ("how-to", 7)])
+@pytest.mark.parametrize(("name", "blocks"), [("tutorial", 8), ("how-to", 7), ("asking", 6)])
 def test_a_document_does_what_it_says(checkout: Path, name: str, blocks: int) -> None:
     assert run_blocks(REPOSITORY / "docs" / f"{name}.md", checkout) == blocks
     if name == "tutorial":

@@ -149,7 +149,9 @@ def test_the_reader_loads_neither_torch_nor_beam(module: str) -> None:
 
 def test_the_command_line_loads_neither_torch_nor_beam_until_it_needs_them() -> None:
     heavy = {"torch", "apache_beam", "matplotlib", "jinja2", "sklearn"}
-    assert not heavy & loaded_by("import jobs.cli, jobs.search, jobs.run, jobs.index, jobs.embed, jobs.evaluate")
+    assert not heavy & loaded_by(
+        "import jobs.cli, jobs.search, jobs.status, jobs.run, jobs.evaluate, jobs.duplicates, jobs.bulk"
+    )
 
 
 def test_the_child_loads_no_beam() -> None:
