@@ -8,9 +8,9 @@ import numpy as np
 
 from sif_batch.transform import normalise
 
-RIGHT = 2.0  # weight of the mean of what was marked right, where the query has 1
+RIGHT = 4.0  # weight of the mean of what was marked right, where the query has 1
 WRONG = 0.5  # how far to go away from the mean of what was marked wrong, in distances to it
-ALPHA = 3.0  # the power of a hit's similarity that it is averaged in with
+ALPHA = 1.0  # the power of a hit's similarity that it is averaged in with
 
 
 def merge(vectors: np.ndarray, unit: bool, weights: np.ndarray | None = None) -> np.ndarray:
