@@ -37,11 +37,12 @@ def clustered(seed: int, count: int, dimension: int) -> np.ndarray:
     return (centres[random.integers(CENTRES, size=count)] + 0.7 * noise).astype(np.float16)
 
 
-def make_root(folder: Path) -> tuple[Store, str]:
-    """A ROOT of the package's encoder, without parts. Returns the encoder's id too."""
+def make_root(folder: Path, inventory: str | None = None) -> tuple[Store, str]:
+    """A ROOT of the package's encoder, without parts. Returns the encoder's id too. inventory: names its images."""
     store, encoder = Store(str(folder)), built_in_spec("efficientnet_lite0")
     install_encoder(store, encoder)
-    store.create("root.json", RootRecord(sources=(SOURCE,), encoder=encoder.id, index=IndexSettings()).canonical())
+    source = SOURCE.model_copy(update={"inventory": inventory})
+    store.create("root.json", RootRecord(sources=(source,), encoder=encoder.id, index=IndexSettings()).canonical())
     return store, encoder.id
 
 

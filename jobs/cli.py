@@ -133,6 +133,12 @@ SOURCE_OPTIONS = (
         metavar="GLOB|@FILE",
         help="Leave files out whose path in the source matches a glob, or a line of FILE, which is read every night.",
     ),
+    click.option(
+        "--inventory",
+        metavar="FILE|GLOB",
+        help="Parquet or CSV that lists the SOURCE's files (key, size, version or e_tag), as buckets' inventories do: "
+        "it is read every night, and nobody walks through the SOURCE.",
+    ),
     click.option("--image-column", metavar="NAME", help="Of Parquet sources: the column of image bytes."),
     click.option(
         "--keep",

@@ -21,7 +21,7 @@ from sif_batch.quantizer import QuantizerRecord, read_record
 from sif_batch.release import MANIFEST, read_manifest
 from sif_batch.sample import TRAINING_ROWS, TRAINING_ROWS_PER_CELL
 from sif_batch.shapes import choose_family, choose_spec
-from sif_batch.sources.containers import container_kind
+from sif_batch.sources.containers import are_containers
 from sif_batch.storage import Store
 
 IMAGE_BYTES = 100_000  # of an image in a container that nobody looked into
@@ -30,8 +30,7 @@ READ_RUNS = 10
 
 def roughly_count(todo: pa.Table) -> int:
     """How many images these spans hold, by the size of containers alone."""
-    held = [container_kind(path) is not None for path in todo["path"].to_pylist()]
-    sizes = todo["size"].filter(pa.array(held, pa.bool_())).to_pylist()
+    sizes = todo["size"].filter(pa.array(are_containers(todo["path"]))).to_pylist()
     return len(todo) - len(sizes) + sum(max(1, size // IMAGE_BYTES) for size in sizes)
 
 

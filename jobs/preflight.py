@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+import pyarrow.compute as pc
+
 from jobs.fitting import find_problems, fit_task, free_disk, make_task, read_past
 from jobs.forecast import foresee
 from jobs.progress import Reporter
@@ -65,7 +67,7 @@ def preflight(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
         "standing": len(standing.row),
         "to_do": {
             "entries": len(todo),
-            "bytes": sum(todo["size"].to_pylist()),
+            "bytes": pc.sum(todo["size"]).as_py() or 0,
             "images": images,
             "counted": counted,
             "shards": shards,

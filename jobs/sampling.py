@@ -19,7 +19,7 @@ from sif_batch.encoders.spec import model_bytes
 from sif_batch.failures import ImageError
 from sif_batch.memory import peak_bytes
 from sif_batch.shards import Limits, make_plan, save_plan
-from sif_batch.sources.containers import container_kind
+from sif_batch.sources.containers import are_containers, container_kind
 from sif_batch.sources.reading import read_container
 from sif_batch.storage import Store
 from sif_batch.watching import embed_in_child
@@ -36,11 +36,9 @@ def count_images(todo: pa.Table, sources: dict[str, Source], limits: Limits) -> 
 
     Of containers a few are looked into: their members so far, and by their size all.
     """
-    kinds = [container_kind(path) for path in todo["path"].to_pylist()]
-    containers = [i for i, kind in enumerate(kinds) if kind is not None]
-    if not containers:
+    spans = todo.filter(pa.array(are_containers(todo["path"])))
+    if not len(spans):
         return len(todo), True
-    spans = todo.take(pa.array(containers))
     looked = spans.take(pa.array(_pick(len(spans), CONTAINERS))).to_pylist()
     images = size = 0.0
     counted = len(looked) == len(spans)
@@ -48,7 +46,7 @@ def count_images(todo: pa.Table, sources: dict[str, Source], limits: Limits) -> 
         found, whole = _count_members(sources[span["source"]], span, limits)
         images, size, counted = images + found, size + span["size"], counted and whole
     per_byte = images / size if size else 0.0
-    return len(todo) - len(containers) + round(per_byte * sum(spans["size"].to_pylist())), counted
+    return len(todo) - len(spans) + round(per_byte * sum(spans["size"].to_pylist())), counted
 
 
 def _count_members(source: Source, span: dict[str, object], limits: Limits) -> tuple[float, bool]:
@@ -103,7 +101,7 @@ def time_sample(
 def sample_spans(todo: pa.Table) -> pa.Table:
     """Some of the spans, at random but always the same; of containers their first members."""
     picked = todo.take(pa.array(_pick(len(todo), MOST_IMAGES)))
-    kinds = [container_kind(path) is not None for path in picked["path"].to_pylist()]
+    kinds = are_containers(picked["path"]).tolist()
     held = itertools.islice((i for i, kind in enumerate(kinds) if kind), MOST_IMAGES // SHARD_IMAGES)
     keep = np.array(sorted([*(i for i, kind in enumerate(kinds) if not kind), *held]), np.int64)
     picked = picked.take(pa.array(keep))

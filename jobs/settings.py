@@ -37,6 +37,7 @@ class RunSettings(Frozen):
     root: str
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    inventory: str | None = None
     image_column: str | None = None
     keep: tuple[str, ...] = ()
     encoder: EncoderRequest = EncoderRequest()
@@ -98,10 +99,11 @@ def decide_record(
             f"{store.url} is not a ROOT (it holds no root.json), and no SOURCE was given",
             remedy=f"give both: sif-batch run {settings.root} ROOT",
         )
-    of_sources = {name: getattr(settings, name) for name in ("include", "exclude", "image_column", "keep")}
+    of_sources = {name: getattr(settings, name) for name in ("include", "exclude", "inventory", "image_column", "keep")}
     if any(of_sources.values()) and not settings.sources:
         raise SifBatchError(
-            "--include, --exclude, --image-column and --keep go with the SOURCEs of a command, and none was given",
+            "--include, --exclude, --inventory, --image-column and --keep go with the SOURCEs of a command, "
+            "and none was given",
             remedy="name the source again: they are recorded with it",
         )
     given = parse_sources(settings.sources, **of_sources)

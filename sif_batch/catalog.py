@@ -128,7 +128,7 @@ def load_whole(store: Store, encoder_id: str, keep: bool = True) -> Catalog:
     taken = {name: olds for name, olds in taken.items() if name in standing}
     catalog = Catalog(names, fingerprints, rows, _spans_of(names, spans), taken)
     if keep:
-        _write_cache(store, encoder_id, catalog)
+        write_cache(store, encoder_id, catalog)
     return catalog
 
 
@@ -152,7 +152,8 @@ def _cache_path(encoder_id: str) -> str:
     return f"catalog/{encoder_id}.parquet"
 
 
-def _write_cache(store: Store, encoder_id: str, catalog: Catalog) -> None:
+def write_cache(store: Store, encoder_id: str, catalog: Catalog) -> None:
+    """Keep a catalog for the next run."""
     distinct = sorted(set(catalog.fingerprints))
     metadata = {
         b"parts": canonical_json(catalog.parts),

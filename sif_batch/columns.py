@@ -24,13 +24,19 @@ def column_types(fields: pa.ChunkedArray) -> dict[str, pa.DataType]:
 
 def make_columns(fields: pa.ChunkedArray, types: dict[str, pa.DataType]) -> list[pa.Array]:
     """The fields of some rows as arrays of these types, null where a row has none."""
+    if not types:
+        return []
+    place = fields.combine_chunks().dictionary_encode().indices
     rows = list(_objects(fields))
-    return [pa.array([_value(row.get(name), type_) for row in rows], type_) for name, type_ in types.items()]
+    return [
+        pa.array([_value(row.get(name), type_) for row in rows], type_).take(place) for name, type_ in types.items()
+    ]
 
 
 def _objects(fields: pa.ChunkedArray) -> Iterator[dict[str, Any]]:
-    for text in fields:
-        yield json.loads(text.as_py()) if text.is_valid else {}
+    """Each object once, however many rows say the same."""
+    for text in fields.combine_chunks().dictionary_encode().dictionary.to_pylist():
+        yield json.loads(text)
 
 
 def _kind(value: Any) -> str:

@@ -43,6 +43,7 @@ class Source(Frozen):
     """A named place of images: a directory, or a glob of files or containers, as an absolute path or fsspec URL.
 
     Of Parquet files: image_column holds the images (None: the only one that can), keep: columns that become fields.
+    inventory: Parquet or CSV files that list its entries, so that nobody walks through it.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
@@ -51,6 +52,7 @@ class Source(Frozen):
     exclude: tuple[str, ...] = ()
     image_column: str | None = None
     keep: tuple[str, ...] = ()
+    inventory: str | None = None
 
 
 class IndexSettings(Frozen):

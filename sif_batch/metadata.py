@@ -4,6 +4,7 @@ import json
 from datetime import date, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -42,15 +43,38 @@ def join_metadata(live: pa.Table, table: pa.Table) -> tuple[pa.Table, int]:
     A column of the table stands before a field of the same name that came with the image.
     """
     place = pc.index_in(live["key"].cast(pa.large_string()), table["key"].combine_chunks())
-    values = table.drop_columns(["key"]).take(pc.fill_null(place, 0)).to_pylist() if len(table) else []
-    found = place.is_valid().to_numpy()
-    fields = live["fields"].to_pylist()
-    for number in found.nonzero()[0].tolist():
-        own = json.loads(fields[number]) if fields[number] else {}
-        given = {name: _plain(value) for name, value in values[number].items() if value is not None}
-        fields[number] = canonical_json(own | given).decode() if own or given else None
+    fields, given = live["fields"].combine_chunks(), _texts_of(table.drop_columns(["key"])).take(place)
+    both = pc.and_(fields.is_valid(), given.is_valid()).to_numpy(zero_copy_only=False).nonzero()[0]
+    merged = [
+        canonical_json(json.loads(own) | json.loads(more)).decode()
+        for own, more in zip(fields.take(both).to_pylist(), given.take(both).to_pylist(), strict=True)
+    ]
+    mask = np.zeros(len(live), bool)
+    mask[both] = True
+    joined = pc.replace_with_mask(pc.coalesce(given, fields), mask, pa.array(merged, pa.large_string()))
     column = live.column_names.index("fields")
-    return live.set_column(column, "fields", pa.array(fields, pa.large_string())), int(found.sum())
+    return live.set_column(column, "fields", joined), len(place) - place.null_count
+
+
+def _texts_of(table: pa.Table) -> pa.Array:
+    """Each row as a canonical JSON object of what it holds, large_string; null where it holds nothing."""
+    pieces = [_pieces_of(name, table[name].combine_chunks()) for name in sorted(table.column_names)]
+    inside = pc.binary_join_element_wise(*pieces, pa.scalar(",", pa.large_string()), null_handling="skip")
+    inside = pc.if_else(pc.equal(pc.binary_length(inside), 0), pa.scalar(None, pa.large_string()), inside)
+    braces = pa.scalar("{", pa.large_string()), pa.scalar("}", pa.large_string()), pa.scalar("", pa.large_string())
+    return pc.binary_join_element_wise(braces[0], inside, *braces[1:])
+
+
+def _pieces_of(name: str, column: pa.Array) -> pa.Array:
+    """`"name":value` of each row, null where there is none: each value is written once, however many rows have it."""
+    try:
+        encoded = column.dictionary_encode()
+        values, place = encoded.dictionary.to_pylist(), encoded.indices
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # lists and the like
+        values, place = column.to_pylist(), pa.array(np.arange(len(column)))
+    plain = (_plain(value) for value in values)
+    texts = [None if value is None else canonical_json({name: value})[1:-1].decode() for value in plain]
+    return pa.array(texts, pa.large_string()).take(place)
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from sif_batch.config import Frozen, Source, canonical_json
 from sif_batch.images import MAX_BYTES, MAX_PIXELS
-from sif_batch.sources.containers import container_kind
+from sif_batch.sources.containers import are_containers
 from sif_batch.storage import Store, digest
 
 MAX_SHARD_IMAGES = 65_535  # a row's number in its part is a uint16
@@ -56,16 +56,23 @@ def slice_shards(sizes: np.ndarray, alone: np.ndarray, limits: Limits) -> np.nda
     sizes: (n,) int64, bytes; alone: (n,) bool, spans that share their shard with none. Returns (n,) int32, not
     decreasing, from 0 without gaps.
     """
-    shards = np.empty(len(sizes), np.int32)
-    shard, images, total = 0, 0, 0
-    closed = False
-    for i, (size, single) in enumerate(zip(sizes.tolist(), alone.tolist(), strict=True)):
-        full = images == limits.shard_images or total + size > limits.shard_bytes
-        if images and (full or single or closed):
-            shard, images, total = shard + 1, 0, 0
-        shards[i] = shard
-        images, total, closed = images + 1, total + size, single
-    return shards
+    until = np.cumsum(sizes)
+    single = np.flatnonzero(alone)
+    starts, start = [], 0
+    while start < len(sizes):
+        starts.append(start)
+        before = until[start] - sizes[start]
+        end = min(start + limits.shard_images, int(np.searchsorted(until, before + limits.shard_bytes, "right")))
+        if alone[start]:
+            end = start + 1
+        elif (place := np.searchsorted(single, start)) < len(single):
+            end = min(end, int(single[place]))
+        start = max(end, start + 1)
+    lengths = np.diff(np.append(np.array(starts, np.int64), len(sizes)))
+    return np.repeat(np.arange(len(starts), dtype=np.int32), lengths)
+
+
+NAMING = ["source", "path", "version", "first", "last", "end", "attempt", "duplicate"]
 
 
 def part_name(encoder_id: str, spans: Sequence[dict[str, Any]], limits: Limits) -> str:
@@ -73,15 +80,16 @@ def part_name(encoder_id: str, spans: Sequence[dict[str, Any]], limits: Limits) 
 
     A container's parts are named by where they begin: an open span's first part by the span, the next by what is left.
     """
-    columns = ["source", "path", "version", "first", "last", "end", "attempt", "duplicate"]
-    named = [[span[name] for name in columns] for span in spans]
+    return _name_of(encoder_id, [[span[name] for name in NAMING] for span in spans], limits)
+
+
+def _name_of(encoder_id: str, named: list[list[Any]], limits: Limits) -> str:
     return digest(canonical_json([encoder_id, named, limits.model_dump()]), 32)
 
 
 def slice_spans(spans: pa.Table, limits: Limits) -> np.ndarray:
     """As `slice_shards`, of SPAN_SCHEMA: a container is a shard alone."""
-    alone = np.array([container_kind(path) is not None for path in spans["path"].to_pylist()], bool)
-    return slice_shards(spans["size"].to_numpy(), alone, limits)
+    return slice_shards(spans["size"].to_numpy(), are_containers(spans["path"]), limits)
 
 
 def make_plan(encoder_id: str, spans: pa.Table, limits: Limits) -> pa.Table:
@@ -89,9 +97,12 @@ def make_plan(encoder_id: str, spans: pa.Table, limits: Limits) -> pa.Table:
     shards = slice_spans(spans, limits)
     starts = np.flatnonzero(np.diff(shards, prepend=-1))
     lengths = np.diff(np.append(starts, len(shards)))
-    names = [part_name(encoder_id, spans.slice(s, n).to_pylist(), limits) for s, n in zip(starts, lengths, strict=True)]
-    parts = np.repeat(np.array(names, dtype=object), lengths)
-    return pa.table([shards, pa.array(parts, pa.string()), *spans.columns], schema=PLAN_SCHEMA)
+    names = []
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        columns = (spans[name].slice(start, length).to_pylist() for name in NAMING)
+        names.append(_name_of(encoder_id, [list(row) for row in zip(*columns, strict=True)], limits))
+    parts = pa.array(names, pa.string()).take(pa.array(shards))
+    return pa.table([shards, parts, *spans.columns], schema=PLAN_SCHEMA)
 
 
 def save_plan(

@@ -11,7 +11,7 @@ from sif_batch.catalog import Catalog
 from sif_batch.config import Source
 from sif_batch.failures import TRANSIENT
 from sif_batch.shards import OPEN, SPAN_SCHEMA
-from sif_batch.sources.containers import SUFFIXES, container_kind
+from sif_batch.sources.containers import are_containers, container_kind
 from sif_batch.sources.files import uri_prefix
 from sif_batch.sources.listing import keys_of
 
@@ -23,7 +23,8 @@ ENTRY = ["source", "path", "version"]
 def find_duplicates(keys: pa.Array) -> np.ndarray:
     """Which entries have the key of an earlier one: twins under Unicode NFC. (n,) bool."""
     twin = np.zeros(len(keys), bool)
-    if pc.count_distinct(keys).as_py() == len(keys):
+    rising = len(keys) < 2 or pc.all(pc.less(keys[:-1], keys[1:])).as_py()  # as listings mostly are: needs no table
+    if rising or pc.count_distinct(keys).as_py() == len(keys):
         return twin
     codes = keys.dictionary_encode().indices.to_numpy()
     _, first = np.unique(codes, return_index=True)
@@ -60,7 +61,7 @@ def standing_rows(entries: pa.Table, catalog: Catalog, max_attempts: int = MAX_A
     rows = catalog.rows
     numbered = entries.select(ENTRY).append_column("entry", pa.array(np.arange(len(entries))))
     candidates = rows.select(ENTRY).append_column("row", pa.array(np.arange(len(rows))))
-    pairs = candidates.join(numbered, ENTRY, join_type="inner")
+    pairs = candidates.join(numbered.slice(0, len(entries) if len(rows) else 0), ENTRY, join_type="inner")
     entry, row = pairs["entry"].to_numpy(), pairs["row"].to_numpy()
 
     kinds = rows["error_kind"]
@@ -158,12 +159,7 @@ def _spans(
 
 def in_containers(entries: pa.Table, entry: np.ndarray) -> np.ndarray:
     """Which of these entries are containers: (n,) bool."""
-    paths = entries["path"].combine_chunks().cast(pa.large_string())
-    lower = pc.utf8_lower(paths)
-    found = np.zeros(len(entries), bool)
-    for suffix in SUFFIXES:
-        found |= pc.ends_with(lower, suffix).to_numpy(zero_copy_only=False)
-    return found[entry]
+    return are_containers(entries["path"])[entry]
 
 
 def stale_rows(entries: pa.Table, standing: Standing, catalog: Catalog, older: Iterable[pa.Table]) -> np.ndarray:

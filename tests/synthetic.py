@@ -28,6 +28,7 @@ from sif_batch.recall import Truth
 from sif_batch.shapes import choose_spec
 from sif_batch.shards import DEFAULT_LIMITS, SPAN_SCHEMA, part_name
 from sif_batch.sources import LISTING_SCHEMA
+from sif_batch.sources.files import find_files
 from sif_batch.sources.names import hash_of, key_of
 from sif_batch.standing import live_rows, standing_rows
 from sif_batch.storage import Store
@@ -314,3 +315,9 @@ def memory_copy(folder: Path, url: str) -> Callable[[], None]:
 def manifest_of(store: Store, sealed: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(store.read(f"releases/{sealed}/{release.MANIFEST}"))
     return found
+
+
+def listed(source: Source, *told: Callable[[int], None]) -> tuple[list[str], list[int], list[str], int]:
+    """What `find_files` finds: paths, sizes, versions, and how many were ignored."""
+    table, ignored = find_files(source, *told)
+    return table["path"].to_pylist(), table["size"].to_pylist(), table["version"].to_pylist(), ignored

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import PHOTOS, REPOSITORY
 
+from benchmarks import entries, nightly
 from benchmarks.embed import summary
 from benchmarks.quality import judge_vectors
 
@@ -87,3 +89,40 @@ def test_ratios_are_made_within_a_round() -> None:
     assert found["roofline_share"]["sif-batch fp32"] == 0.9
     assert found["overhead"]["sif-batch fp32"] == pytest.approx(0.389)  # 1.25 s where 0.9 s would do
     assert found["cpu_s_per_image"]["Beam RunInference"] == 0.1
+
+
+def run_module(module: str, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", module, *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=600)
+    assert done.stdout, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.slow
+def test_the_nights_of_the_benchmark_do_what_they_should() -> None:
+    found = run_module("benchmarks.nightly", "--images", "200", "--rows", "2000")
+    for nights in (found["images"], found["rows"]):
+        assert set(nights["stages"]) == {"full", "one_percent", "unchanged"}
+        assert nights["unchanged_s"] > 0 and nights["one_percent_s"] > 0 and nights["peak_mb"]["full"] > 100
+    assert found["images"]["images"] == 200 and found["rows"]["rows"] == 2000
+    assert found["one_percent_goal_s"] == pytest.approx(0.02 * found["full_s"] + 5, abs=0.01)
+    assert found["rows"]["embedding_s"] > 0
+
+
+def test_the_nightly_benchmark_changes_one_image_in_a_hundred(tmp_path: Path) -> None:
+    nightly.make_images(PHOTOS, tmp_path / "images", 250, 24)
+    before = {path: path.read_bytes() for path in (tmp_path / "images").rglob("*.jpg")}
+    assert len(before) == len(set(before.values())) == 250
+    assert nightly.change_images(tmp_path / "images", 0.01) == 3
+    assert sum(path.read_bytes() != data for path, data in before.items()) == 3
+
+
+def test_entries_are_listed_and_planned_by_the_benchmark(tmp_path: Path) -> None:
+    for case, (make, work) in entries.CASES.items():
+        if make:
+            make(tmp_path, 2500)
+        steps = work(tmp_path, 2500)
+        assert all(seconds >= 0 for seconds in steps.values()), case
+    assert entries.meets("walk", {"entries": 10**6, "total_s": 10, "before_mb": 100, "peak_mb": 200})
+    assert not entries.meets("walk", {"entries": 10**6, "total_s": 10, "before_mb": 100, "peak_mb": 300})

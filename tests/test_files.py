@@ -6,9 +6,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
+from synthetic import listed
 
 from sif_batch.config import SifBatchError, Source
-from sif_batch.sources.files import base_of, find_files, local_version, open_source, remote_version, uri_prefix
+from sif_batch.sources.files import base_of, local_version, open_source, remote_version, uri_prefix
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -20,7 +21,7 @@ def touch(folder: Path, *names: str) -> None:
 def found(url: object, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> tuple[list[str], int]:
     """The paths, in order, and how many files were ignored."""
     source = Source(name="s", url=str(url), include=include, exclude=exclude)
-    paths, sizes, versions, ignored = find_files(source)
+    paths, sizes, versions, ignored = listed(source)
     assert len(paths) == len(sizes) == len(versions) == len(set(paths))
     return sorted(paths), ignored
 
@@ -41,7 +42,7 @@ def test_a_directory_is_listed_recursively(tmp_path: Path) -> None:
 def test_an_entry_has_its_size_and_version(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg")
     os.utime(tmp_path / "1.jpg", ns=(0, 1_700_000_000_123_456_789))
-    assert find_files(Source(name="s", url=str(tmp_path))) == (["1.jpg"], [5], ["5-1700000000123456789"], 0)
+    assert listed(Source(name="s", url=str(tmp_path))) == (["1.jpg"], [5], ["5-1700000000123456789"], 0)
 
 
 def test_hidden_files_are_ignored_and_counted(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_links_are_followed_and_a_loop_ends(tmp_path: Path) -> None:
 def test_a_dangling_link_is_listed(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
     (tmp_path / "circle.jpg").symlink_to(tmp_path / "circle.jpg")
-    paths, sizes, versions, _ = find_files(Source(name="s", url=str(tmp_path)))
+    paths, sizes, versions, _ = listed(Source(name="s", url=str(tmp_path)))
     assert (sorted(paths), sizes, versions) == (["circle.jpg", "gone.jpg"], [0, 0], ["0-0", "0-0"])
 
 
@@ -190,7 +191,7 @@ def test_progress_is_told_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sif_batch.sources.files.REPORT_EVERY", 2)
     touch(tmp_path, "1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg")
     told: list[int] = []
-    find_files(Source(name="s", url=str(tmp_path)), told.append)
+    listed(Source(name="s", url=str(tmp_path)), told.append)
     assert told == [2, 4]
 
 
@@ -206,5 +207,5 @@ def test_zero_byte_objects_that_stand_for_folders_are_no_entries(monkeypatch: py
             return True
 
     monkeypatch.setattr("sif_batch.sources.files.open_filesystem", lambda url: (Bucket(), "/bucket"))
-    paths, sizes, versions, ignored = find_files(Source(name="s", url="memory://bucket"))
+    paths, sizes, versions, ignored = listed(Source(name="s", url="memory://bucket"))
     assert (paths, sizes, versions, ignored) == (["a/1.jpg", "a/empty.jpg"], [3, 0], ["a/1.jpg", "a/empty.jpg"], 0)

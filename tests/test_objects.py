@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PHOTOS, REPOSITORY, Finished, run_command
+from synthetic import listed
 
 from scripts.engines import fetch
 from scripts.engines.clusters import Bucket, s3_server
@@ -21,7 +22,7 @@ from sif_batch.config import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.query import Index
 from sif_batch.sources import parse_sources
-from sif_batch.sources.files import find_files, open_source
+from sif_batch.sources.files import open_source
 from sif_batch.sources.reading import read_container, read_file
 from sif_batch.storage import TEMPORARY, Store
 
@@ -259,7 +260,7 @@ def test_a_passing_fault_costs_nothing_but_time(kind: str, proxy: Proxy) -> None
     put_photos(6)
     source = parse_sources(["s3://bucket/photos"])[0]
     proxy.faults.append(Fault(kind, "^GET /bucket/photos/.*jpg", TIMES[kind]))
-    paths, sizes, versions, _ = find_files(source)
+    paths, sizes, versions, _ = listed(source)
     for path, size, version in zip(paths, sizes, versions, strict=True):
         assert read_file(source, path, size, version, MEBI) == (PHOTOS / path).read_bytes()
     assert proxy.faults[0].happened == TIMES[kind]
@@ -270,7 +271,7 @@ def test_a_passing_fault_costs_nothing_but_time(kind: str, proxy: Proxy) -> None
 def test_what_stays_wrong_is_a_passing_failure_of_that_image(kind: str, proxy: Proxy) -> None:
     put_photos(6)
     source = parse_sources(["s3://bucket/photos"])[0]
-    paths, sizes, versions, _ = find_files(source)
+    paths, sizes, versions, _ = listed(source)
     proxy.faults.append(Fault(kind, f"^GET /bucket/photos/{paths[3]}", None))
     for number, (path, size, version) in enumerate(zip(paths, sizes, versions, strict=True)):
         if number == 3:
@@ -285,7 +286,7 @@ def test_what_stays_wrong_is_a_passing_failure_of_that_image(kind: str, proxy: P
 def test_a_store_that_is_away_is_no_images_fault(proxy: Proxy) -> None:
     put_photos(2)
     source = parse_sources(["s3://bucket/photos"])[0]
-    paths, sizes, versions, _ = find_files(source)
+    paths, sizes, versions, _ = listed(source)
     proxy.faults.append(Fault("away", "", None))
     started = time.monotonic()
     with pytest.raises(SifBatchError, match="does not answer"):
@@ -298,7 +299,7 @@ def test_containers_are_read_to_their_end_or_not_at_all(kind: str, proxy: Proxy,
     archive = shutil.make_archive(str(tmp_path / "photos"), "tar", PHOTOS)
     Store("s3://bucket/tars").replace("photos.tar", Path(archive).read_bytes())
     (source,) = parse_sources(["s3://bucket/tars/*.tar"])
-    ((path,), _, (version,), _) = find_files(source)
+    ((path,), _, (version,), _) = listed(source)
     proxy.faults.append(Fault(kind, "^GET /bucket/tars/photos.tar", 2))
     pieces = list(read_container(source, path, version, 0, MEBI))
     read = {m.name.removeprefix("./"): m.data for piece in pieces for m in piece.members}

@@ -96,10 +96,10 @@ def test_a_source_is_checked_before_anything_is_embedded(tmp_path: Path) -> None
     pq.write_table(pa.table({"n": [1]}), tmp_path / "a.parquet")
     source = Source(name="s", url=str(tmp_path / "*.parquet"))
     with pytest.raises(SifBatchError, match=r"a\.parquet: no columns hold bytes"):
-        check_table(source, ["a.parquet"])
+        check_table(source, pa.chunked_array([["a.parquet"]]))
     (tmp_path / "b.parquet").write_bytes(b"damaged")
-    check_table(source, ["b.parquet"])
-    check_table(source, ["c.jpg"])
+    check_table(source, pa.chunked_array([["b.parquet"]]))
+    check_table(source, pa.chunked_array([["c.jpg"]]))
 
 
 def test_a_damaged_row_group_costs_its_own_rows_alone() -> None:

@@ -5,6 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from sif_batch.config import Source, canonical_json
 from sif_batch.failures import ImageError
 from sif_batch.storage import digest
@@ -37,13 +41,25 @@ Pieces = Iterator[Piece]
 IsEntry = Callable[[str], bool]
 
 
-def container_version(source: Source, path: str, version: str) -> str:
-    """An entry's version; of a container with the options that decide what is read from it, behind a #."""
-    kind = container_kind(path)
-    if kind is None:
-        return version
-    options = (source.image_column, source.keep) if kind == "parquet" else (source.include, source.exclude)
-    return f"{version}#{digest(canonical_json(options), 8)}" if any(options) else version
+def container_versions(source: Source, paths: pa.ChunkedArray, versions: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Entries' versions; of containers with the options that decide what is read from them, behind a #."""
+    options = {"parquet": (source.image_column, source.keep), "tar": (source.include, source.exclude)}
+    for kind, decisive in options.items():
+        if any(decisive):
+            mark = f"#{digest(canonical_json(decisive), 8)}"
+            marked = pc.binary_join_element_wise(versions, mark, "")
+            versions = pc.if_else(pa.array(are_containers(paths, kind)), marked, versions)
+    return versions
+
+
+def are_containers(paths: pa.Array | pa.ChunkedArray, kind: str | None = None) -> np.ndarray:
+    """Which of these paths name containers, of one kind or any: (n,) bool; as `container_kind`, for all at once."""
+    lower = pc.utf8_lower(paths)
+    found = np.zeros(len(paths), bool)
+    for suffix, kind_ in SUFFIXES.items():
+        if kind in (None, kind_):
+            found |= pc.ends_with(lower, suffix).to_numpy(zero_copy_only=False)
+    return found
 
 
 def container_kind(path: str) -> str | None:

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sif_batch.config import SifBatchError, Source, canonical_json
-from sif_batch.sources.containers import container_version
+from sif_batch.sources.containers import container_versions
 from sif_batch.sources.files import base_of, find_files
+from sif_batch.sources.inventory import read_inventory
 from sif_batch.sources.names import key_of
 from sif_batch.sources.tables import check_table
 from sif_batch.storage import Store, check_text, digest, is_local, open_filesystem
@@ -105,25 +106,37 @@ def parse_sources(texts: Sequence[str], **options: Any) -> tuple[Source, ...]:
                 remedy=f"give one another name: other={text}",
             )
         sources[name] = Source(name=name, url=url, **options)
+    if len(sources) > 1 and options.get("inventory"):
+        raise SifBatchError(
+            "one inventory for several sources", remedy="name one SOURCE a command, with its --inventory"
+        )
     return tuple(sources.values())
 
 
 def list_sources(sources: Sequence[Source], on_progress: Callable[[int], None] = lambda found: None) -> Listing:
     """List every source whole. A source that cannot be listed, or that is empty, stops here."""
-    tables, ignored = [], {}
-    for source in sources:
-        paths, sizes, found, left_out = find_files(source, on_progress)
-        versions = [container_version(source, p, version) for p, version in zip(paths, found, strict=True)]
-        if not paths:
+    tables, ignored = [LISTING_SCHEMA.empty_table()], {}
+    for source in sorted(sources, key=lambda source: source.name):
+        find = read_inventory if source.inventory else find_files
+        found, left_out = find(source, on_progress)
+        if not len(found):
             what = f" (ignored by name: {left_out})" if left_out else ""
             raise SifBatchError(
                 f"{source.url}: no images found{what}",
                 remedy="check the path or the mount; --include '*.tar' takes in what its glob matches by name",
             )
-        names = pa.repeat(source.name, len(paths))
-        check_table(source, paths)
-        tables.append(pa.table([names, paths, sizes, versions], schema=LISTING_SCHEMA))
+        found = in_order(found.combine_chunks())
+        check_table(source, found["path"])
+        versions = container_versions(source, found["path"], found["version"])
+        columns = [pa.repeat(source.name, len(found)), found["path"], found["size"], versions]
+        tables.append(pa.table(columns, schema=LISTING_SCHEMA))
         ignored[source.name] = left_out
-    entries = pa.concat_tables(tables)
-    order = pc.sort_indices(entries, [("source", "ascending"), ("path", "ascending")])
-    return Listing(entries.take(order).combine_chunks(), ignored)
+    return Listing(pa.concat_tables(tables).combine_chunks(), ignored)
+
+
+def in_order(found: pa.Table) -> pa.Table:
+    """The rows in order of path, as buckets and inventories give them anyway."""
+    paths = found["path"]
+    if len(paths) < 2 or pc.all(pc.less_equal(paths.slice(0, len(paths) - 1), paths.slice(1))).as_py():
+        return found
+    return found.take(pc.sort_indices(found, [("path", "ascending")])).combine_chunks()

@@ -10,6 +10,8 @@ ESCAPED = re.compile(r"%([89A-F][0-9A-F])")
 
 def text_of(path: str) -> str:
     """A local path as Unicode text: bytes that are not UTF-8 (surrogates here) become %XX."""
+    if path.isascii():
+        return path
     return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in path)
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from sif_batch.config import SifBatchError, Source
 from sif_batch.failures import ImageError
-from sif_batch.sources.containers import Member, Piece, Pieces, container_kind
+from sif_batch.sources.containers import Member, Piece, Pieces, are_containers
 from sif_batch.sources.files import open_source
 from sif_batch.sources.names import local_of
 from sif_batch.storage import is_local
@@ -104,11 +104,12 @@ def _plain(value: Any) -> Any:
         return str(value)
 
 
-def check_table(source: Source, paths: Sequence[str]) -> None:
+def check_table(source: Source, paths: pa.ChunkedArray) -> None:
     """Raise SifBatchError if a source's first Parquet file has not the columns that are asked for."""
-    first = next((path for path in paths if container_kind(path) == "parquet"), None)
-    if first is None:
+    tables = paths.filter(pa.array(are_containers(paths, "parquet")))
+    if not len(tables):
         return
+    first = tables[0].as_py()
     fs, base = open_source(source)
     try:
         with fs.open(local_of(f"{base}/{first}") if is_local(fs) else f"{base}/{first}", "rb") as file:

@@ -1,0 +1,217 @@
+"""What millions of entries cost before any image is read: listing, catalog and plan, seconds and peak memory.
+
+python -m benchmarks.entries [--files 1000000] [--entries 10000000] [--cases walk,inventory,csv,first,again] [--json]
+
+walk: a real tree of empty files; inventory, csv: a ready list; first: the plan of a first night; again: the plan of a
+night with one entry in a hundred changed, over the catalog of all. Each in a process of its own, on made-up entries.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sif_batch.catalog import CATALOG_SCHEMA, CONTAINER_SCHEMA, Catalog, load_catalog, write_cache
+from sif_batch.config import Source
+from sif_batch.memory import peak_bytes, resident_bytes
+from sif_batch.shards import DEFAULT_LIMITS, make_plan, save_plan
+from sif_batch.sources import LISTING_SCHEMA, Listing, list_sources
+from sif_batch.standing import spans_to_do, standing_rows
+from sif_batch.storage import Store
+
+FOLDER_FILES = 1000
+ENCODER = "made-up"
+GOAL_S, GOAL_MB, INVENTORY_GOAL_S, FULL = 180, 2000, 60, 10_000_000
+PLACE = Source(name="made", url="/made/up")
+
+Steps = dict[str, float]
+
+
+def paths_of(count: int) -> pa.Array:
+    """00000/0000000.jpg, ..., (count,) string in order."""
+    numbers, folders = (pa.array(np.arange(count) // size).cast(pa.string()) for size in (1, FOLDER_FILES))
+    padded = pc.utf8_lpad(folders, 5, "0"), pc.utf8_lpad(numbers, 8, "0")
+    return pc.binary_join_element_wise(pc.binary_join_element_wise(*padded, "/"), ".jpg", "")
+
+
+def entries_of(count: int, changed: int = 0) -> pa.Table:
+    """LISTING_SCHEMA; the version of every so many-th entry is another."""
+    other = np.zeros(count, bool)
+    if changed:
+        other[::changed] = True
+    versions = pc.if_else(pa.array(other), "51234-1800000000123456789", "51234-1700000000123456789")
+    columns = [pa.repeat("made", count), paths_of(count), np.full(count, 51_234), versions]
+    return pa.table(columns, schema=LISTING_SCHEMA)
+
+
+# Made beforehand, in processes of their own.
+
+
+def make_tree(folder: Path, count: int) -> None:
+    for start in range(0, count, FOLDER_FILES):
+        inner = folder / "tree" / f"{start // FOLDER_FILES:05d}"
+        inner.mkdir(parents=True)
+        for number in range(start, min(count, start + FOLDER_FILES)):
+            (inner / f"{number:08d}.jpg").touch()
+
+
+def make_inventory(folder: Path, count: int) -> None:
+    entries = entries_of(count).select(["path", "size", "version"]).rename_columns(["key", "size", "e_tag"])
+    pq.write_table(entries, folder / "list.parquet")
+    pyarrow.csv.write_csv(entries, folder / "list.csv")
+
+
+def make_catalog(folder: Path, count: int) -> None:
+    """A ROOT whose catalog is cached: of its parts there are the names alone."""
+    store = Store(str(folder / "root"))
+    size = DEFAULT_LIMITS.shard_images
+    names = [f"{number:032x}" for number in range(-(-count // size))]
+    for name in names:
+        store.create(f"parts/{ENCODER}/{name}.parquet", b"")
+    entries, random = entries_of(count), np.random.default_rng(0)
+    made: dict[str, Any] = {
+        "part": (np.arange(count) // size).astype(np.int32),
+        "row": (np.arange(count) % size).astype(np.uint16),
+        "key": pc.binary_join_element_wise(entries["source"], entries["path"], "/"),
+        "hash": random.integers(2**63, size=count, dtype=np.uint64),
+        "attempt": np.ones(count, np.int8),
+        "width": np.full(count, 500, np.int32),
+        "height": np.full(count, 375, np.int32),
+        "sha256": pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(32), count, [None, pa.py_buffer(random.bytes(32 * count))]
+        ),
+    }
+    made |= {name: entries[name] for name in ("source", "path", "version")}
+    columns = [made.get(field.name, pa.nulls(count, field.type)) for field in CATALOG_SCHEMA]
+    rows = pa.table(columns, schema=CATALOG_SCHEMA)
+    write_cache(store, ENCODER, Catalog(names, ["{}"] * len(names), rows, CONTAINER_SCHEMA.empty_table()))
+
+
+# Measured.
+
+
+def step(steps: Steps, name: str, work: Callable[[], Any]) -> Any:
+    started = time.perf_counter()
+    found = work()
+    steps[name] = round(time.perf_counter() - started, 2)
+    return found
+
+
+def walk(folder: Path, count: int) -> Steps:
+    steps: Steps = {}
+    listing = step(steps, "list", lambda: list_sources([Source(name="made", url=str(folder / "tree"))]))
+    check(len(listing.entries), count)
+    return steps
+
+
+def read_list(name: str) -> Callable[[Path, int], Steps]:
+    def measured(folder: Path, count: int) -> Steps:
+        steps: Steps = {}
+        source = PLACE.model_copy(update={"inventory": str(folder / name)})
+        check(len(step(steps, "list", lambda: list_sources([source])).entries), count)
+        return steps
+
+    return measured
+
+
+def plan(changed: int) -> Callable[[Path, int], Steps]:
+    def measured(folder: Path, count: int) -> Steps:
+        steps: Steps = {}
+        entries = entries_of(count, changed)
+        store = Store(str(folder / ("root" if changed else "new")))
+        step(steps, "save listing", lambda: Listing(entries).save(store))
+        catalog = step(steps, "catalog", lambda: load_catalog(store, ENCODER))
+        standing = step(steps, "standing", lambda: standing_rows(entries, catalog))
+        todo = step(steps, "to do", lambda: spans_to_do(entries, standing, catalog))
+        check(len(todo), -(-count // changed) if changed else count)
+        made = step(steps, "plan", lambda: make_plan(ENCODER, todo, DEFAULT_LIMITS))
+        step(steps, "save plan", lambda: save_plan(store, ENCODER, made, [PLACE]))
+        return steps
+
+    return measured
+
+
+def check(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise SystemExit(f"{found} entries were found, {wanted} are there")
+
+
+CASES: dict[str, tuple[Callable[[Path, int], None] | None, Callable[[Path, int], Steps]]] = {
+    "walk": (make_tree, walk),
+    "inventory": (make_inventory, read_list("list.parquet")),
+    "csv": (None, read_list("list.csv")),  # after inventory
+    "first": (None, plan(0)),
+    "again": (make_catalog, plan(100)),
+}
+
+
+def in_process(task: str, case: str, folder: Path, count: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.entries", "--task", task, "--cases", case, "--folder", str(folder)]
+    done = subprocess.run([*command, "--entries", str(count)], stdout=subprocess.PIPE, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def measure(case: str, folder: Path, count: int) -> dict[str, Any]:
+    """Seconds by step, `total_s` and `peak_mb` of the process that took them; entries."""
+    if CASES[case][0]:
+        in_process("make", case, folder, count)
+    return in_process("measure", case, folder, count) | {"entries": count}
+
+
+@click.command()
+@click.option("--files", type=click.IntRange(min=1), default=1_000_000, show_default=True, help="Of the case walk.")
+@click.option("--entries", type=click.IntRange(min=100), default=FULL, show_default=True, help="Of the other cases.")
+@click.option("--cases", default=",".join(CASES), show_default=True)
+@click.option("--task", type=click.Choice(["make", "measure"]), hidden=True)
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to make them. Default: temporary.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def main(files: int, entries: int, cases: str, task: str | None, folder: Path | None, as_json: bool) -> None:
+    """Measure the cases. Exit 1 if listing and planning ten million entries would miss its goals."""
+    if task is not None and folder is not None:
+        make, work = CASES[cases]
+        if task == "make" and make is not None:
+            make(folder, entries)
+            click.echo("{}")
+        else:
+            before = resident_bytes()
+            steps = work(folder, entries)
+            figures = {"total_s": round(sum(steps.values()), 2), "peak_mb": peak_bytes() // 10**6}
+            click.echo(json.dumps({"steps": steps, "before_mb": before // 10**6} | figures))
+        return
+    with tempfile.TemporaryDirectory(prefix="sif-batch-entries-", dir=folder) as made:
+        found = {case: measure(case, Path(made), files if case == "walk" else entries) for case in cases.split(",")}
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        table = Table("case", "entries", "seconds", "peak MB", "of it", box=box.SIMPLE_HEAD)
+        for case, row in found.items():
+            steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["steps"].items())
+            table.add_row(case, f"{row['entries']:,}", f"{row['total_s']:.1f}", str(row["peak_mb"]), steps)
+        Console(highlight=False, width=140).print(table)
+    sys.exit(0 if all(meets(case, row) for case, row in found.items()) else 1)
+
+
+def meets(case: str, row: dict[str, Any]) -> bool:
+    """Whether ten million would take no more than the goals, were each to take as much."""
+    goal, times = INVENTORY_GOAL_S if case in ("inventory", "csv") else GOAL_S, FULL / row["entries"]
+    peak_mb = row["before_mb"] + times * (row["peak_mb"] - row["before_mb"])
+    return bool(times * row["total_s"] <= goal and peak_mb <= GOAL_MB)
+
+
+if __name__ == "__main__":
+    main()
