@@ -8,11 +8,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from conftest import PHOTOS
@@ -24,20 +27,24 @@ from synthetic import Row as Spelled
 from synthetic import entries_of, spans_of
 
 from jobs.candidate import build, quantize_parts
+from jobs.compact import compact
+from jobs.erase import erase
 from jobs.gc import collect_garbage
 from jobs.progress import Reporter
 from jobs.releases import publish_by_hand, rollback
 from jobs.run import run
 from jobs.settings import RunSettings
 from jobs.verify import verify
-from sif_batch.catalog import load_catalog
+from sif_batch.catalog import load_catalog, load_whole
 from sif_batch.child import close_shared_children
 from sif_batch.config import BusyError, GateSettings, RootRecord, SifBatchError
-from sif_batch.history import publish, read_history, read_top
+from sif_batch.erased import read_erased
+from sif_batch.history import publish, read_history, read_top, sealed_releases
 from sif_batch.lease import Lease
 from sif_batch.parts import encode_part, part_path
 from sif_batch.quantizer import read_record
 from sif_batch.query import Index
+from sif_batch.rebuild import read_images
 from sif_batch.release import decided_of, inputs_digest, read_manifest
 from sif_batch.shards import Limits
 from sif_batch.sources.names import hash_of
@@ -56,6 +63,28 @@ class Quiet(Reporter):
 
 class Killed(BaseException):
     """What ends a run at one of its writes, as kill -9 would."""
+
+
+@contextmanager
+def dying_at(write: int) -> Iterator[None]:
+    """What is done ends at its write of this number."""
+    count = 0
+    with pytest.MonkeyPatch.context() as patch:
+
+        def dying(plain: Callable[..., Any]) -> Callable[..., Any]:
+            def write_once(store: Store, *arguments: Any) -> Any:
+                nonlocal count
+                if arguments[0] != "lease.json":
+                    count += 1
+                    if count > write:
+                        raise Killed
+                return plain(store, *arguments)
+
+            return write_once
+
+        for name in ("create", "replace", "create_folder"):
+            patch.setattr(Store, name, dying(getattr(Store, name)))
+        yield
 
 
 class Oracle:
@@ -93,6 +122,11 @@ class AnyHistory(RuleBasedStateMachine):
         self.files: dict[str, bytes | None] = {}  # None: a link that leads nowhere
         self.served: dict[str, bytes] = {}  # of links that lead nowhere: what the last night had there
         self.night: dict[str, bytes | None] = {}  # as the last whole night saw them
+        self.current: dict[str, bytes | None] | None = None  # the files that the current release is of, if known
+        self.versions: dict[str, int] = {}
+        self.erased: set[str] = set()  # names
+        self.contents: set[bytes] = set()  # that were erased
+        self.passed_over: set[tuple[str, int]] = set()  # files that had such contents when they were erased
         self.clock = 1_700_000_000_000_000_000
         self.killed = False
 
@@ -109,7 +143,12 @@ class AnyHistory(RuleBasedStateMachine):
         self.clock += 1_000_000_000  # a version is told by size and time: never by how fast this machine is
         os.utime(path, ns=(self.clock, self.clock))
         self.files[name] = data
+        self.versions[name] = self.clock
         self.served.pop(name, None)
+
+    def _leaves_some(self, *names: str) -> bool:
+        """Whether there are images for an index without these."""
+        return sum(name not in names for name in self._expected()) >= 2
 
     @initialize(contents=st.lists(st.integers(0, CONTENTS - 1), min_size=3, max_size=6))
     def begin(self, contents: list[int]) -> None:
@@ -119,15 +158,17 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), number=st.integers(0, CONTENTS - 1))
     def add_or_change(self, name: str, number: int) -> None:
-        self._put(name, self.oracle.contents[number])
+        if self._leaves_some(name):
+            self._put(name, self.oracle.contents[number])
 
     @rule(name=st.sampled_from(NAMES))
     def damage(self, name: str) -> None:
-        self._put(name, BROKEN)
+        if self._leaves_some(name):
+            self._put(name, BROKEN)
 
     @rule(name=st.sampled_from(NAMES))
     def delete(self, name: str) -> None:
-        if sum(data is not None and data != BROKEN for other, data in self.files.items() if other != name) >= 2:
+        if self._leaves_some(name):
             (self.source / name).unlink(missing_ok=True)
             self.files.pop(name, None)
             self.served.pop(name, None)
@@ -135,7 +176,7 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), other=st.sampled_from(NAMES), keep=st.booleans())
     def rename_or_copy(self, name: str, other: str, keep: bool) -> None:
         data = self.files.get(name)
-        if name != other and data is not None:
+        if name != other and data is not None and self._leaves_some(other):
             self._put(other, data)
             if not keep:
                 self.delete(name)
@@ -145,9 +186,10 @@ class AnyHistory(RuleBasedStateMachine):
     def fail_for_now(self, name: str) -> None:
         """A link to a mount that is away, where the last night had a good image."""
         data = self.night.get(name)
-        if data is not None and data != BROKEN and self.files.get(name) == data:
+        if data is not None and self.files.get(name) == data and self._expected().get(name) == data:
             (self.source / name).unlink()
             (self.source / name).symlink_to("/nowhere")
+            self.versions[name] = 0
             self.files[name], self.served[name] = None, data
 
     # Nights.
@@ -158,11 +200,11 @@ class AnyHistory(RuleBasedStateMachine):
             given["sources"] = (str(self.source),)
         return RunSettings.model_validate(given | {"gate": GateSettings(enabled=False)} | changes)
 
-    @rule(retry=st.booleans())
-    def run_night(self, retry: bool = False) -> None:
-        result = run(self._settings(retry_failed=retry), Quiet())
+    @rule(retry=st.booleans(), retrain=st.sampled_from(["auto", "auto", "now"]))
+    def run_night(self, retry: bool = False, retrain: str = "auto") -> None:
+        result = run(self._settings(retry_failed=retry, retrain=retrain), Quiet())
         self.killed, self.night = False, dict(self.files)
-        assert result["listed"] == len(self.files) == sum(result[name] for name in LEDGER)
+        assert result["listed"] == len(self._listed()) == sum(result[name] for name in LEDGER)
         assert (
             result["in_index"]
             == len(self._expected())
@@ -175,36 +217,16 @@ class AnyHistory(RuleBasedStateMachine):
             assert top["held"]
         else:
             assert result["outcome"] in ("published", "unchanged") and result["release"] == top["release"]
+            self.current = dict(self.files)
         self._compare(store, result["release"])
 
     @rule(write=st.integers(0, 12))
     def run_and_kill(self, write: int) -> None:
         """A run that ends at its write of this number; after it, ROOT serves what it served."""
         before = read_top(Store(str(self.root)))
-        count = 0
-        plain = {name: getattr(Store, name) for name in ("create", "replace", "create_folder")}
-
-        def dying(name: str) -> Any:
-            def write_once(store: Store, *arguments: Any) -> Any:
-                nonlocal count
-                if arguments[0] != "lease.json":
-                    count += 1
-                    if count > write:
-                        raise Killed
-                return plain[name](store, *arguments)
-
-            return write_once
-
-        self.killed = True
-        try:
-            for name in plain:
-                setattr(Store, name, dying(name))
+        self.killed, self.current = True, None
+        with suppress(Killed), dying_at(write):
             run(self._settings(), Quiet())
-        except Killed:
-            pass
-        finally:
-            for name, function in plain.items():
-                setattr(Store, name, function)
         after = read_top(Store(str(self.root)))
         assert before is not None and after is not None
         assert after == before or after["n"] == before["n"] + 1
@@ -230,6 +252,7 @@ class AnyHistory(RuleBasedStateMachine):
         except SifBatchError as error:
             assert "no release before" in str(error)
             return
+        self.current = None
         assert entry["held"] and entry["release"] != top["release"]
         assert Index.open(self.root).release == entry["release"]
 
@@ -238,6 +261,7 @@ class AnyHistory(RuleBasedStateMachine):
         store = Store(str(self.root))
         top = read_top(store)
         assert top is not None
+        self.current = None
         if top["held"]:
             entry = publish_by_hand(str(self.root))
             assert not entry["held"] and Index.open(self.root).release == entry["release"]
@@ -252,11 +276,69 @@ class AnyHistory(RuleBasedStateMachine):
         assert top is not None and top["release"] in report["kept_releases"]
         assert verify(str(self.root))["ok"]
 
+    @rule(full=st.integers(2, 12))
+    def compact(self, full: int) -> None:
+        before = read_top(Store(str(self.root)))
+        compact(str(self.root), True, Quiet(), full)
+        assert read_top(Store(str(self.root))) == before and verify(str(self.root))["ok"]
+
+    @rule(name=st.sampled_from(NAMES), write=st.integers(0, 40))
+    def erase_by_name(self, name: str, write: int) -> None:
+        key = f"photos/{name}"
+        if self._leaves_some(name):
+            done = self._erase(key, write)
+            if read_erased(Store(str(self.root))).has_key(key):
+                self.erased.add(name)
+                self.served.pop(name, None)
+            self._check_erased(done, lambda rows: pc.any(pc.equal(rows["key"], key)).as_py())
+
+    @precondition(lambda self: not self.killed)
+    @rule(number=st.integers(0, CONTENTS - 1), write=st.integers(0, 40))
+    def erase_by_content(self, number: int, write: int) -> None:
+        data, sha256 = self.oracle.contents[number], digest(self.oracle.contents[number])
+        held = [name for name, one in self._expected().items() if one == data]
+        if data not in self.served.values() and self._leaves_some(*held):
+            done = self._erase(sha256, write)
+            if sha256 in read_erased(Store(str(self.root))).contents:
+                self.contents.add(data)
+                seen = [name for name, one in self.night.items() if one == data and self.files.get(name) == data]
+                self.passed_over |= {(name, self.versions[name]) for name in seen}
+            self._check_erased(done, lambda rows: pc.any(pc.equal(rows["sha256"], bytes.fromhex(sha256))).as_py())
+
+    def _erase(self, name: str, write: int) -> bool:
+        """Erase, or end at the write of this number; whether it was done to its end."""
+        try:
+            with dying_at(write):
+                erase(str(self.root), [name], True, Quiet())
+            return True
+        except Killed:
+            self.current = None
+        except SifBatchError as error:
+            assert "nothing is known" in str(error) or "nothing would be left" in str(error)
+        return False
+
+    def _check_erased(self, done: bool, is_in: Callable[[pa.Table], bool]) -> None:
+        store = Store(str(self.root))
+        top = read_top(store)
+        assert top is not None and Index.open(self.root).release == top["release"] and verify(store.url)["ok"]
+        if done:
+            for encoder in store.sizes("parts"):
+                assert not is_in(load_whole(store, encoder).rows)
+            assert not any(is_in(read_images(store, release)) for release in sealed_releases(store))
+            if self.current == self.files:
+                self._compare(store, top["release"])
+
     # What must be.
+
+    def _listed(self) -> list[str]:
+        """The files that are not passed over."""
+        return [n for n in self.files if n not in self.erased and (n, self.versions[n]) not in self.passed_over]
 
     def _expected(self) -> dict[str, bytes]:
         """The bytes behind each image of the index, by name."""
-        good = {name: data for name, data in self.files.items() if data not in (None, BROKEN)}
+        listed = self._listed()
+        out = (None, BROKEN, *self.contents)
+        good = {name: data for name, data in self.files.items() if name in listed and data not in out}
         return {**good, **self.served}  # type: ignore[dict-item]
 
     def _compare(self, store: Store, release: str) -> None:
