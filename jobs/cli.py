@@ -24,6 +24,7 @@ from sif_batch.config import GateSettings, IndexSettings, Int8Settings, SifBatch
 from sif_batch.failures import PERMANENT, TRANSIENT
 from sif_batch.lease import release_all
 from sif_batch.memory import parse_size
+from sif_batch.storage import FULL
 
 EXIT = {"published": 0, "unchanged": 0, "held": 0, "embedded": 0, "error": 1, "refused": 3}
 EXIT_DAMAGED = 5
@@ -887,7 +888,8 @@ def fail(error: BaseException, as_json: bool) -> int:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         message = f"{place}{error.strerror or error}"
-        remedy = "see to that place; the same command goes on where this one stopped"
+        todo = "make room there (sif-batch gc)" if error.errno in FULL else "see to that place"
+        remedy = f"{todo}; the same command goes on where this one stopped"
     else:
         message = str(error)
     message = " ".join(message.split())

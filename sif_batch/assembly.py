@@ -36,6 +36,7 @@ MOST_BUCKETS = 256  # files open at once
 READERS = 2
 READ_AHEAD = 4
 TABLE_ROWS = 16_384  # rows in a batch of images.arrow
+WRITE_BYTES = 2**20  # at a time
 RESERVE = 2**26  # bytes of disk that are left alone
 
 
@@ -249,7 +250,27 @@ def write_segment(quantizer: Quantizer, buckets: Buckets, start: int, end: int, 
             code[last - len(records) : last] = records["code"]
             file.write(np.ascontiguousarray(records["rerank"]).data)
     if quantizer.index is not None:
-        import_faiss().write_index(fill_codebook(spec.family, quantizer.index, code), str(folder / "index.faiss"))
+        write_index(fill_codebook(spec.family, quantizer.index, code), folder / "index.faiss")
+
+
+def write_index(index: Any, path: Path) -> None:
+    """Write a faiss index through a file of Python's: faiss itself does not tell when the last bytes find no room."""
+    failed: list[OSError] = []
+    with open(path, "wb") as file:
+
+        def write(data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:
+                failed.append(error)
+                raise
+
+        try:
+            import_faiss().write_index(index, import_faiss().PyCallbackIOWriter(write, WRITE_BYTES))
+        except RuntimeError:
+            if failed:
+                raise failed[0] from None
+            raise
 
 
 def write_transform(quantizer: Quantizer, into: Path) -> None:

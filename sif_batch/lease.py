@@ -114,7 +114,8 @@ def holding(store: Store, command: str, say: Callable[[str], None] = lambda text
     try:
         yield lease
     finally:
-        lease.release()
+        with contextlib.suppress(OSError):  # a full disk: the lease of a process that is gone is taken over
+            lease.release()
 
 
 def release_all() -> None:

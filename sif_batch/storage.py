@@ -1,6 +1,7 @@
 """Where bytes lie: ROOT as a local directory or bucket, and files that appear whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -24,6 +25,7 @@ from sif_batch.objects import Objects
 
 TEMPORARY = ".tmp-"
 SWEEP_AFTER_S = 24 * 3600
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SECRET = re.compile(r"://[^/@]*:[^/@]*@|[?&](sig|token|x-amz-signature|x-goog-signature)=", re.IGNORECASE)
 HOST = "".join(c for c in socket.gethostname() if c.isalnum())[:32] or "host"
 
@@ -212,6 +214,10 @@ class Store:
             made = Path(tempfile.mkdtemp(prefix="sif-batch-", dir=elsewhere))
         try:
             yield made
+        except OSError as error:
+            if error.errno in FULL:  # which does not say where
+                error.filename = error.filename or str(made)
+            raise
         finally:
             shutil.rmtree(made, ignore_errors=True)
 
