@@ -139,7 +139,12 @@ class Store:
         if not self.local:
             self.fs.pipe_file(self.path(name), data)
             return
-        os.replace(self._write_temporary(name, data), self.path(name))
+        temporary = self._write_temporary(name, data)
+        try:
+            os.replace(temporary, self.path(name))
+        except OSError:
+            os.unlink(temporary)
+            raise
         sync_folder(os.path.dirname(self.path(name)))
 
     def read_versioned(self, name: str) -> tuple[bytes, str]:

@@ -19,6 +19,7 @@ from jobs.verify import verify
 from sif_batch.assembly import write_index
 from sif_batch.child import close_shared_children
 from sif_batch.history import read_top
+from sif_batch.lease import release_all
 from sif_batch.query import Index
 from sif_batch.storage import TEMPORARY, Store
 
@@ -49,6 +50,7 @@ class Disk:
         came = count.exists() and count.stat().st_size >= failing_at
         for file in (plan, count):
             file.unlink(missing_ok=True)
+        release_all()  # what a lease that could not be given back is worth ends with the process: this one goes on
         return code, self.capture.readouterr().err, came
 
 
@@ -104,7 +106,7 @@ def fail_at(disk: Disk, base: Path, command: list[str], writes: Iterable[int]) -
         told = [line for line in error.splitlines() if line.startswith("sif-batch: ")]
         assert (code, len(told)) in ((1, 1), (0, 0)), error
         assert "defect" not in error and all("; " in line for line in told)
-        assert not list(disk.root.rglob(f"{TEMPORARY}*"))
+        assert not list(disk.root.rglob(f"{TEMPORARY}*")), (write, error)
         assert Index.open(disk.root).release in ((old, expected) if code else (expected,)), write
         assert len(reader.search(key=str(reader.column("key")[0]), k=5)) == 5
         assert verify(str(disk.root))["ok"], write
