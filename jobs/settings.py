@@ -59,11 +59,11 @@ class RunSettings(Frozen):
 
 
 def read_record(store: Store) -> RootRecord | None:
-    """root.json, None where ROOT is new. A newer layout and a damaged record raise SifBatchError."""
+    """root.json, None where ROOT is new. Another layout and a damaged record raise SifBatchError."""
     try:
         data = json.loads(store.read("root.json"))
         layout = int(data["layout"])
-        if layout <= LAYOUT:
+        if layout == LAYOUT:
             return RootRecord.model_validate(data)
     except FileNotFoundError:
         return None
@@ -73,9 +73,9 @@ def read_record(store: Store) -> RootRecord | None:
         raise SifBatchError(
             f"{store.path('root.json')} is damaged ({error})", remedy="restore it from a backup"
         ) from error
+    remedy = "upgrade sif-batch" if layout > LAYOUT else "no version wrote that: restore root.json from a backup"
     raise SifBatchError(
-        f"{store.url} has layout {layout}, this version knows {LAYOUT}",
-        remedy="upgrade sif-batch; nothing was changed",
+        f"{store.url} has layout {layout}, this version knows {LAYOUT}", remedy=f"{remedy}; nothing was changed"
     )
 
 

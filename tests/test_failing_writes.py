@@ -134,7 +134,7 @@ def test_a_night_outlives_a_disk_that_fails_anywhere(disk: Disk, family: str, im
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["flat", "ivf-flat"])
 def test_a_takedown_outlives_a_disk_that_fails_anywhere(disk: Disk, family: str) -> None:
-    _, base = make_base(disk, family, 60)
+    _, base = make_base(disk, family, 80)
     keys = Index.open(base).column("key").to_pylist()
     command = ["erase", str(disk.root), keys[0], keys[-1], "--yes"]
     assert fail_at(disk, base, command, range(1, 1000)) > 20
