@@ -3,10 +3,12 @@
 First nights and second ones, of which some images came, went and changed, in turns. Meanwhile a reader asks ROOT all
 the time, and may see the old release or the new one, whole, and nothing else.
 
-python -m benchmarks.crash [--runs 10] [--child-runs 5] [--images DIR] [--seed N] [--json]   (Linux: it reads /proc)
+python -m benchmarks.crash [--runs 10] [--child-runs 5] [--at-once 1] [--images DIR] [--seed N] [--json]
+(Linux: it reads /proc)
 """
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -18,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -366,7 +369,13 @@ def spread(generator: random.Random, count: int) -> list[float]:
 
 
 def run_trials(
-    images: Path, runs: int, child_runs: int, seed: int, families: Sequence[str], say: Callable[[str], None]
+    images: Path,
+    runs: int,
+    child_runs: int,
+    at_once: int,
+    seed: int,
+    families: Sequence[str],
+    say: Callable[[str], None],
 ) -> Iterator[Trial]:
     generator = random.Random(seed)
     planned = [(kill_a_run, spread(generator, runs)), (kill_a_child, spread(generator, child_runs))]
@@ -377,11 +386,14 @@ def run_trials(
             which = "first" if night.base is None else "second"
             said = f"{night.family}  {which} night  {expected[-1].seconds:.1f} s  release {expected[-1].release[:12]}"
             say(f"undisturbed  {said}")
-        for kill, shares in planned:
-            for i, share in enumerate(shares):
-                yield kill(expected[i % len(expected)], share)
-        for one in expected:
-            yield run_otherwise(one)
+        trials: list[Callable[[], Trial]] = [
+            functools.partial(kill, expected[i % len(expected)], share)
+            for kill, shares in planned
+            for i, share in enumerate(shares)
+        ]
+        trials += [functools.partial(run_otherwise, one) for one in expected]
+        with ThreadPoolExecutor(at_once) as pool:
+            yield from pool.map(lambda trial: trial(), trials)
 
 
 def show_trials(console: Console, trials: Sequence[Trial]) -> None:
@@ -402,6 +414,7 @@ def cells_of(trial: Trial) -> list[str]:
 @click.command()
 @click.option("--runs", type=click.IntRange(min=0), default=10, show_default=True, help="Runs killed as a whole.")
 @click.option("--child-runs", type=click.IntRange(min=0), default=5, show_default=True, help="Runs whose child is.")
+@click.option("--at-once", type=click.IntRange(min=1), default=1, show_default=True, help="Trials side by side.")
 @click.option(
     "--images",
     type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
@@ -419,11 +432,13 @@ def cells_of(trial: Trial) -> list[str]:
     help="Kinds of index, taken in turns.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def main(images: Path, runs: int, child_runs: int, seed: int, families: Sequence[str], as_json: bool) -> None:
+def main(
+    images: Path, runs: int, child_runs: int, at_once: int, seed: int, families: Sequence[str], as_json: bool
+) -> None:
     """Kill runs at random moments and compare release ids. Exit 1 if one differs."""
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     trials = []
-    for trial in run_trials(images, runs, child_runs, seed, families, progress.print):
+    for trial in run_trials(images, runs, child_runs, at_once, seed, families, progress.print):
         trials.append(trial)
         progress.print("  ".join(cells_of(trial)), markup=False)
     identical = sum(trial.outcome == IDENTICAL for trial in trials)

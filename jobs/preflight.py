@@ -16,6 +16,7 @@ from sif_batch.catalog import load_catalog
 from sif_batch.config import SifBatchError
 from sif_batch.devices import choose_devices, plan_lanes
 from sif_batch.encoders.spec import model_bytes
+from sif_batch.erased import read_erased
 from sif_batch.memory import available_bytes
 from sif_batch.metadata import read_metadata
 from sif_batch.shards import slice_spans
@@ -37,7 +38,7 @@ def preflight(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
     record = recorded.model_copy(update={"sources": expand_exclusions(recorded.sources)})
     if record.metadata:
         read_metadata(record.metadata)
-    listing = list_collection(record, reporter)
+    listing = read_erased(store).leave_out(list_collection(record, reporter))
     record, chosen = settle_encoder(store, old, record, chosen, listing, settings, reporter)
     catalog = load_catalog(store, record.encoder, keep=False)
     standing = standing_rows(listing.entries, catalog, settings.max_attempts)

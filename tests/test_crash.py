@@ -30,7 +30,7 @@ def run_crash(*arguments: object) -> dict[str, Any]:
 
 
 def test_killed_runs_end_in_the_same_release(photos: Callable[[int], Path]) -> None:
-    found = run_crash("--runs", 2, "--child-runs", 1, "--family", "flat", "--images", photos(40))
+    found = run_crash("--runs", 2, "--child-runs", 1, "--at-once", 2, "--family", "flat", "--images", photos(40))
     assert (found["runs"], found["identical"]) == (5, 5)
     assert [trial["killed"] for trial in found["trials"]] == ["group", "group", "child", "nothing", "nothing"]
     assert sum(trial["asked"] for trial in found["trials"]) > 0
