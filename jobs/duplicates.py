@@ -10,6 +10,7 @@ from jobs.progress import Reporter
 from jobs.results import working_folder, write_result
 from jobs.search import Answer
 from jobs.spread import spread
+from pipelines.engines import check_options
 from sif_batch.duplicates import check_threshold, group, pairs_name, part_count
 from sif_batch.query import Hit, Index
 
@@ -26,6 +27,7 @@ def find_duplicates(
     workers: int | None = None,
 ) -> dict[str, Any]:
     """What `--json` prints. Parts that stand from an interrupted run are taken as they are. Raises SifBatchError."""
+    beam = tuple(check_options(beam))
     index = Index.open(place)
     check_threshold(index, threshold)
     began = time.monotonic()
