@@ -18,6 +18,7 @@ def _new_pq(faiss: Any, spec: QuantizerSpec) -> Any:
     pieces = spec.code_bytes if spec.bits == 8 else spec.reduced // DIMENSIONS_PER_CODE
     index = faiss.IndexIVFPQ(faiss.IndexFlatL2(spec.reduced), spec.reduced, spec.cells, pieces, spec.bits)
     index.do_polysemous_training = False
+    index.by_residual = spec.bits == 8  # of 4 bits the tables would cost more than the codes: new ones for each cell
     index.pq.cp.niter = ITERATIONS
     index.pq.cp.min_points_per_centroid = 1  # choose_spec sees to it, without a warning
     return index

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sif_batch.child import keep_memory
 from sif_batch.codebooks import encoder_of
 from sif_batch.config import SifBatchError
 from sif_batch.kernels import import_faiss, in_blocks
@@ -66,11 +67,13 @@ def quantize_part(report: Callable[[Any], None], root: str, quantizer: str, part
 
 def ready(report: Callable[[Any], None]) -> None:
     """Load what quantizing needs, while the quantizer is still being trained."""
+    keep_memory()
     import_faiss()
 
 
 @lru_cache(maxsize=1)
 def _cached_quantizer(root: str, name: str) -> Quantizer:
+    keep_memory()
     return load_quantizer(Store(root), name)
 
 
@@ -119,7 +122,7 @@ def encode_table(
 def _lengths(vectors: np.ndarray) -> np.ndarray:
     """(n,) float32: Euclidean lengths, negative where all numbers of a vector are equal."""
     x = vectors.astype(np.float64)
-    length = np.sqrt((x * x).sum(axis=1))
+    length = np.sqrt(np.einsum("ij,ij->i", x, x))
     constant = (vectors == vectors[:, :1]).all(axis=1)
     return np.where(constant, -length, length).astype(np.float32)
 

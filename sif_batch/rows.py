@@ -29,12 +29,12 @@ def encode_rows(x: np.ndarray, form: RowForm, unit: bool) -> np.ndarray:
     if form == "float16":
         return x.astype(np.float16)
     largest = np.abs(x).max(axis=1, keepdims=True, initial=0)
-    kept = np.rint(np.divide(127 * x, largest, out=np.zeros_like(x), where=largest > 0)).astype(np.int8)
+    kept = np.rint(x * (127 / np.where(largest > 0, largest, 1)))
     factor = largest[:, 0] / 127
     if unit:
-        length = np.sqrt((kept.astype(np.float64) ** 2).sum(axis=1))
+        length = np.sqrt(np.einsum("ij,ij->i", kept, kept))
         factor = np.divide(1, length, out=np.zeros_like(length), where=length > 0)
-    return np.hstack([kept, factor.astype(np.float32)[:, None].view(np.int8)])
+    return np.hstack([kept.astype(np.int8), factor.astype(np.float32)[:, None].view(np.int8)])
 
 
 def decode_rows(rows: np.ndarray, unit: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -66,13 +66,20 @@ def squared_distances(rows: np.ndarray, queries: np.ndarray, unit: bool) -> np.n
     return np.einsum("ij,ij->i", queries, queries)[:, None] + lengths - 2 * products
 
 
-def exact_squared_distances(vectors: np.ndarray, query: np.ndarray, unit: bool) -> np.ndarray:
-    """From one query (d,) to vectors (r, d): (r,) float64, each one's bits independent of the others.
+def exact_squared_distances(rows: np.ndarray, query: np.ndarray, unit: bool) -> np.ndarray:
+    """From one query (d,) to kept rows (r, row_width): (r,) float64, each one's bits independent of the others.
 
     Of unit vectors by their cosine, so that a zero vector is like none.
     """
-    x, q = vectors.astype(np.float64), query.astype(np.float64)
+    q = query.astype(np.float64)
+    if rows.dtype == np.int8:
+        x = rows[:, :-FACTOR].astype(np.float64)
+        factor = np.ascontiguousarray(rows[:, -FACTOR:]).view(np.float32)[:, 0].astype(np.float64)
+    else:
+        x = rows.astype(np.float64)
+        length = np.sqrt(np.einsum("ij,ij->i", x, x)) if unit else np.ones(len(x))
+        factor = np.divide(1, length, out=np.zeros_like(length), where=length > 0)
     if unit:
-        return np.maximum(2 - 2 * np.einsum("ij,j->i", x, q), 0)
-    apart = x - q
+        return np.maximum(2 - 2 * factor * np.einsum("ij,j->i", x, q), 0)
+    apart = x * factor[:, None] - q
     return np.einsum("ij,ij->i", apart, apart)

@@ -10,11 +10,12 @@ import numpy as np
 
 from sif_batch.devices import usable_cores
 from sif_batch.kernels import import_faiss, project
-from sif_batch.rows import decode_rows, exact_squared_distances, squared_distances, vectors_of_rows
+from sif_batch.rows import decode_rows, exact_squared_distances, squared_distances
 
 BLOCK = 8192  # rows compared at a time
 SPARE = 32  # rows beyond k that a rough comparison keeps, so that rounding and ties decide nothing
 TOGETHER = 4  # queries from which on all cores share the work
+MANY = 64  # queries from which on decoding rows once for all of them is cheaper than comparing them as they are kept
 RERANKED_AT_ONCE = 2**22  # numbers of candidates' rows in memory, for each thread
 
 
@@ -78,9 +79,11 @@ class Segments:
                 how = probes[number] if probes else self._parameters(segment, point, wanted)
                 index = _storage(segment.index) if probes else segment.index
                 found, ids = index.search(reduced, wanted, params=how)
-                good = (ids >= 0) & (ids < segment.size)
-                distances.append(np.where(good, found, np.inf))
-                rows.append(np.where(good, ids + segment.start, -1))
+                if ids.size and (ids.min() < 0 or ids.max() >= segment.size):
+                    good = (ids >= 0) & (ids < segment.size)
+                    found, ids = np.where(good, found, np.inf), np.where(good, ids, -1 - segment.start)
+                distances.append(found)
+                rows.append(ids + segment.start)
         if not rows:
             return np.empty((len(reduced), 0), np.float32), np.empty((len(reduced), 0), np.int64)
         if len(rows) == 1:
@@ -133,7 +136,7 @@ class Segments:
 
     def exact_distances(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Squared distances of one query (d,) to some rows: (n,) float64, each one's bits independent of the others."""
-        return exact_squared_distances(vectors_of_rows(self.take(rows), self.unit), query, self.unit)
+        return exact_squared_distances(self.take(rows), query, self.unit)
 
     def probe(
         self,
@@ -147,19 +150,24 @@ class Segments:
         near, rows = self.candidates(reduced, point, probes)
         if not self.keeps_rows:
             return [_in_order(r[r >= 0], n[r >= 0].astype(np.float64), k) for r, n in zip(rows, near, strict=True)]
-        return self.refine(queries, rows, self.rough_distances(queries, rows), k)
+        if len(queries) < TOGETHER:
+            return [self._nearest(query, row[row >= 0], k) for query, row in zip(queries, rows, strict=True)]
+        return self._refine(queries, rows, self.rough_distances(queries, rows), k)
 
-    def refine(self, queries: np.ndarray, rows: np.ndarray, rough: np.ndarray, k: int) -> "Ranked":
+    def _nearest(self, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest to one query of candidates: `_refine` with the kept rows read once."""
+        kept = self.take(rows)
+        if len(rows) > k + SPARE:
+            rough = squared_distances(kept[None], query[None], self.unit)[0]
+            best = rough.argpartition(k + SPARE - 1)[: k + SPARE]
+            rows, kept = rows[best], kept[best]
+        return _in_order(rows, exact_squared_distances(kept, query, self.unit), k)
+
+    def _refine(self, queries: np.ndarray, rows: np.ndarray, rough: np.ndarray, k: int) -> "Ranked":
         """The k nearest of candidates, by exact distance to the best of them."""
-        kept = k + SPARE
-        if rows.shape[1] > kept:
-            top = np.argpartition(rough, kept - 1, axis=1)[:, :kept]
-            rows, rough = np.take_along_axis(rows, top, 1), np.take_along_axis(rough, top, 1)
-        found = []
-        for query, row, apart in zip(queries, rows, rough, strict=True):
-            row = row[np.isfinite(apart)]
-            found.append(_in_order(row, self.exact_distances(query, row), k))
-        return found
+        rows, rough = _best(rows, rough, k + SPARE)
+        candidates = ((query, row[np.isfinite(apart)]) for query, row, apart in zip(queries, rows, rough, strict=True))
+        return [_in_order(row, self.exact_distances(query, row), k) for query, row in candidates]
 
     def scan(self, queries: np.ndarray, k: int, all_exact: bool, among: np.ndarray | None = None) -> "Ranked":
         """Compare queries (q, d) float32 with every kept row: roughly first, or all exactly where most are wanted.
@@ -178,19 +186,50 @@ class Segments:
         ones float32, exact ones float64."""
         rows = np.empty((len(queries), 0), np.int64)
         best = np.empty((len(queries), 0), np.float64 if all_exact else np.float32)
-        own = np.einsum("ij,ij->i", queries, queries)[:, None]
-        for at, kept in self._blocks(among):
-            numbers, factor = decode_rows(kept, self.unit)
-            x = numbers * factor[:, None]
-            products = project(x, queries.T.astype(np.float64)).T if all_exact else queries @ x.T
-            apart = 2 - 2 * products if self.unit else own + np.einsum("ij,ij->i", x, x) - 2 * products
-            apart = np.where(np.isfinite(apart), apart, np.inf)
-            rows = np.hstack([rows, np.broadcast_to(at, apart.shape)])
-            best = np.hstack([best, apart])
-            if best.shape[1] > most:
-                top = np.argpartition(best, most - 1, axis=1)[:, :most]
-                rows, best = np.take_along_axis(rows, top, 1), np.take_along_axis(best, top, 1)
+        for at, block in self._blocks(among):
+            if block.dtype == np.float16 and len(queries) < MANY and not all_exact:
+                at, apart = self._compare_as_kept(at, block, queries, most)
+            else:
+                at, apart = self._compare_decoded(at, block, queries, all_exact)
+            rows, best = _best(np.hstack([rows, at]), np.hstack([best, apart]), most)
         return rows, best
+
+    def _compare_decoded(
+        self, at: np.ndarray, block: np.ndarray, queries: np.ndarray, exactly: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The rows `at`, (m,), of which `block` is kept, and their squared distances: (q, m) each."""
+        numbers, factor = decode_rows(block, self.unit)
+        x = numbers * factor[:, None]
+        products = project(x, queries.T.astype(np.float64)).T if exactly else queries @ x.T
+        own = np.einsum("ij,ij->i", queries, queries)[:, None]
+        apart = 2 - 2 * products if self.unit else own + np.einsum("ij,ij->i", x, x) - 2 * products
+        return np.broadcast_to(at, apart.shape), np.where(np.isfinite(apart), apart, np.inf)
+
+    def _compare_as_kept(
+        self, at: np.ndarray, block: np.ndarray, queries: np.ndarray, kept: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest of float16 rows, without decoding them first, and their squared distances: (q, kept) each, -1 and
+        infinite where there are fewer. at, block: see `_compare_decoded`."""
+        faiss, codes = import_faiss(), np.ascontiguousarray(block).view(np.uint8)
+        coder = faiss.ScalarQuantizer(self.kept_dimension, faiss.ScalarQuantizer.QT_fp16)
+        metric, worst = (faiss.METRIC_INNER_PRODUCT, -np.inf) if self.unit else (faiss.METRIC_L2, np.inf)
+        found = np.full((len(queries), kept), worst, np.float32)
+        rows = np.full((len(queries), kept), -1, np.int64)
+
+        def compare(number: int) -> None:
+            scanner = coder.select_InvertedListScanner(metric, None, False, None, False)
+            scanner.set_query(faiss.swig_ptr(queries[number]))
+            scanner.set_list(0, 0.0)
+            best = faiss.swig_ptr(found[number]), faiss.swig_ptr(rows[number])
+            scanner.scan_codes(len(at), faiss.swig_ptr(codes), faiss.swig_ptr(at), *best, kept)
+
+        if len(queries) < TOGETHER:
+            for number in range(len(queries)):
+                compare(number)
+        else:
+            with ThreadPoolExecutor(usable_cores()) as pool:
+                list(pool.map(compare, range(len(queries))))
+        return rows, 2 - 2 * found if self.unit else found
 
     def _blocks(self, among: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows, all or some, and what is kept of them, a block at a time."""
@@ -233,6 +272,17 @@ def _storage(index: Any) -> Any:
 Ranked = list[tuple[np.ndarray, np.ndarray]]
 
 
+def _best(rows: np.ndarray, apart: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `kept` least distances of each query, in no order, with their rows: (q, n) each to (q, kept)."""
+    if rows.shape[1] <= kept:
+        return rows, apart
+    top = np.argpartition(apart, kept - 1, axis=1)[:, :kept]
+    return np.take_along_axis(rows, top, 1), np.take_along_axis(apart, top, 1)
+
+
 def _in_order(rows: np.ndarray, distances: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest, equal ones by row; a damaged row is none of them."""
     order = np.lexsort((rows, distances))[:k]
-    return rows[order], distances[order]
+    rows, distances = rows[order], distances[order]
+    sound = np.isfinite(distances)
+    return (rows, distances) if sound.all() else (rows[sound], distances[sound])

@@ -99,7 +99,7 @@ def choose_spec(settings: IndexSettings, family: str, encoder: str, dimension: i
         reduced = min(dimension, trainable // 2)
     common["rows"] = "float16" if settings.recall > FLOAT16_ABOVE else "int8"
     if family != "hnsw":
-        common["cells"] = 2 ** int(math.log2(max(1.0, min(1.5 * math.sqrt(rows), trainable / ROWS_PER_CELL))))
+        common["cells"] = 2 ** int(math.log2(max(1.0, min(math.sqrt(rows), trainable / ROWS_PER_CELL))))
     spec = QuantizerSpec(reduced=reduced, bits=bits, code_bytes=code_bytes(family, reduced, bits), **common)
     spec = _fit(spec, settings)
     if family == "ivf-pq" and 2**spec.bits > trainable:

@@ -18,8 +18,9 @@ FLOOR = 0.01  # of the mean variance: directions that training saw nothing of ar
 def normalise(x: np.ndarray) -> np.ndarray:
     """(n, d) at unit length, float64, so that Euclidean order is cosine order; a zero row stays zero."""
     x = x.astype(np.float64)
-    length = np.sqrt((x * x).sum(axis=1, keepdims=True))
-    return np.divide(x, length, out=np.zeros_like(x), where=length > 0)
+    length = np.sqrt(np.einsum("ij,ij->i", x, x))
+    x /= np.where(length > 0, length, 1)[:, None]
+    return x
 
 
 def _centre(x: np.ndarray) -> np.ndarray:

@@ -13,7 +13,8 @@ from sif_batch.recall import NEIGHBOURS, Truth, lower_and_upper, near_enough
 from sif_batch.segments import OperatingPoint
 
 SCANNED_AT_LEAST = 4096  # codes: to scan fewer saves no time that anyone can measure
-RERANKED = (50, 100, 200, 400, 800)
+RERANKED = (50, 70, 100, 140, 200, 280, 400, 560, 800)
+LITTLE = 0.001  # recall: to re-rank deeper for less is to no purpose
 RERANK_COST = 40  # codes whose scanning takes as long as re-ranking a row
 TIMED = 50  # queries
 
@@ -59,21 +60,29 @@ def best_points(curve: list[Measured]) -> list[Measured]:
 
 
 def measure_curve(index: Index, quantizer: Quantizer, truth: Truth, k: int, target: float) -> list[Measured]:
-    """Recall@k over cells, doubling, and re-ranked rows, until one doubling beyond the target or nothing is gained."""
+    """Recall@k over cells, doubling, and re-ranked rows, until one doubling beyond the target or nothing is gained;
+    then once more between the last that missed it and the first that met it."""
     if quantizer.spec.family == "flat" or not len(index):
         return []
     reranks = sorted({min(len(index), max(r, PER_HIT * (k + 1))) for r in RERANKED})
     if not index.segments.keeps_rows:
         reranks = reranks[:1]
     curve: list[Measured] = []
-    met, best = False, -1.0
+    best, last, first_met = -1.0, 0, 0
     for cells in _levels(index, reranks[0]):
-        level = _measure_level(index, quantizer, truth, k, cells, reranks)
+        level = _measure_level(index, quantizer, truth, k, cells, reranks, 1.0 if first_met else target)
         curve += level
         reached = max((measured.recall for measured in level), default=0.0)
-        if met or reached <= best:
+        if first_met or reached <= best:
             break
-        met, best = any(measured.lower >= target for measured in level), reached
+        if any(measured.lower >= target for measured in level):
+            first_met = cells
+        else:
+            last = cells
+        best = reached
+    between = round(math.sqrt(last * first_met))
+    if last < between < first_met:
+        curve += _measure_level(index, quantizer, truth, k, between, reranks, target)
     return curve
 
 
@@ -87,28 +96,38 @@ def _levels(index: Index, fewest_kept: int) -> list[int]:
 
 
 def _measure_level(
-    index: Index, quantizer: Quantizer, truth: Truth, k: int, cells: int, reranks: list[int]
+    index: Index, quantizer: Quantizer, truth: Truth, k: int, cells: int, reranks: list[int], target: float
 ) -> list[Measured]:
-    """All depths of re-ranking for one number of cells, from one search."""
+    """Depths of re-ranking for one number of cells, from one search, until the target is met or little is gained."""
     reduced, queries = index.reduced(quantizer.asked), index.kept_view(quantizer.asked)
     if index.segments.is_graph:  # the walk keeps no fewer than are re-ranked
         reranks = [rerank for rerank in reranks if rerank <= cells]
     near, rows = index.segments.candidates(reduced, OperatingPoint(cells, reranks[-1] + 1))
     others = np.argsort(rows == truth.own[:, None], axis=1, kind="stable")[:, : reranks[-1]]  # itself comes last
     rows, near = np.take_along_axis(rows, others, 1), np.take_along_axis(near, others, 1)
-    apart = index.segments.rough_distances(queries, rows) if index.segments.keeps_rows else near
     asked = [query for query in range(len(rows)) if len(truth.rows[query])]
-    good = np.stack([np.isin(rows[query], near_enough(truth, query, k)) for query in asked]) if asked else rows[:0] > 0
+    if not asked:
+        return []
+    rows, near, queries = rows[asked], near[asked], queries[asked]
+    good = np.stack([np.isin(row, near_enough(truth, query, k)) for row, query in zip(rows, asked, strict=True)])
     wanted = np.array([min(k, len(truth.rows[query])) for query in asked])
-    measured = []
+    measured: list[Measured] = []
+    apart = near[:, :0]
     for rerank in reranks:
-        best = np.argsort(apart[asked, :rerank], axis=1, kind="stable")[:, :k]
+        more = slice(apart.shape[1], rerank)
+        if index.segments.keeps_rows:
+            apart = np.hstack([apart, index.segments.rough_distances(queries, rows[:, more])])
+        else:
+            apart = near[:, :rerank]
+        best = np.argsort(apart, axis=1, kind="stable")[:, :k]
         hits = np.take_along_axis(good[:, :rerank], best, 1).sum(axis=1)
         shares = np.minimum(hits, wanted) / wanted
-        if len(shares):
-            point = OperatingPoint(cells, rerank)
-            scanned = index.segments.codes_scanned(reduced, point)
-            measured.append(Measured(point, scanned, float(shares.mean()), lower_and_upper(shares)[0]))
+        point = OperatingPoint(cells, rerank)
+        scanned = measured[0].codes_scanned if measured else index.segments.codes_scanned(reduced, point)
+        measured.append(Measured(point, scanned, float(shares.mean()), lower_and_upper(shares)[0]))
+        gained = measured[-1].recall - (measured[-2].recall if len(measured) > 1 else 0)
+        if measured[-1].lower >= target or gained < LITTLE:
+            break
     return measured
 
 
