@@ -1,5 +1,6 @@
 """Recall: the share of a query's nearest that were found, counted by distance, and how sure that figure is."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,7 +60,13 @@ def lower_and_upper(values: np.ndarray) -> tuple[float, float]:
 
     Always the same for the same values.
     """
-    n = len(values)
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLED)
-    low, high = np.quantile(counts @ values / n, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(
+        _resamples(len(values)) @ values / len(values), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    )
     return float(low), float(high)
+
+
+@functools.lru_cache(maxsize=2)
+def _resamples(n: int) -> np.ndarray:
+    """How often each of n values is drawn in each resample: (RESAMPLED, n) float64."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLED).astype(np.float64)

@@ -29,7 +29,7 @@ def encode_rows(x: np.ndarray, form: RowForm, unit: bool) -> np.ndarray:
     if form == "float16":
         return x.astype(np.float16)
     largest = np.abs(x).max(axis=1, keepdims=True, initial=0)
-    kept = np.rint(x * (127 / np.where(largest > 0, largest, 1)))
+    kept = np.rint(127 * x / np.where(largest > 0, largest, 1))
     factor = largest[:, 0] / 127
     if unit:
         length = np.sqrt(np.einsum("ij,ij->i", kept, kept))

@@ -85,21 +85,23 @@ def test_more_cells_scan_more_codes_and_find_no_less(
     measured: tuple[Index, Quantizer, Truth, list[Measured]],
 ) -> None:
     curve = measured[3]
-    deepest = list({m.point.cells: m for m in curve}.values())
+    deepest = sorted({m.point.cells: m for m in curve}.values(), key=lambda m: m.point.cells)
     assert len(deepest) >= 2
     scanned = [m.codes_scanned for m in deepest]
     assert scanned == sorted(scanned) and scanned[0] > 0
     assert deepest[-1].recall >= deepest[0].recall
 
 
-def test_the_curve_goes_one_doubling_beyond_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_curve_goes_one_doubling_beyond_the_target_and_back_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tuning, "SCANNED_AT_LEAST", 1)
-    levels: list[int] = []
+    levels: list[tuple[int, float]] = []
 
     def level(
-        index: Index, quantizer: Quantizer, truth: Truth, k: int, cells: int, reranks: list[int]
+        index: Index, quantizer: Quantizer, truth: Truth, k: int, cells: int, reranks: list[int], target: float
     ) -> list[Measured]:
-        levels.append(cells)
+        levels.append((cells, target))
         reached = {1: 0.5, 2: 0.8, 4: 0.96}.get(cells, 0.99)
         return [made(cells, 50, 1000 * cells, reached, reached - 0.01)]
 
@@ -111,7 +113,7 @@ def test_the_curve_goes_one_doubling_beyond_the_target(tmp_path: Path, monkeypat
     manifest, placed = assemble(store, live, record, tmp_path / "release")
     index, quantizer = Index(Store(str(tmp_path / "release")), "", manifest), load_quantizer(store, record.id)
     measure_curve(index, quantizer, find_truth(store, live, record, placed), 10, 0.94)
-    assert levels == [1, 2, 4, 8]
+    assert levels == [(1, 0.94), (2, 0.94), (4, 0.94), (8, 1.0), (3, 0.94)]
 
 
 def test_an_exact_index_has_no_operating_point_and_finds_all(tmp_path: Path) -> None:
