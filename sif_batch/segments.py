@@ -152,10 +152,10 @@ class Segments:
             return [_in_order(r[r >= 0], n[r >= 0].astype(np.float64), k) for r, n in zip(rows, near, strict=True)]
         if len(queries) < TOGETHER:
             return [self._nearest(query, row[row >= 0], k) for query, row in zip(queries, rows, strict=True)]
-        return self._refine(queries, rows, self.rough_distances(queries, rows), k)
+        return self.refine(queries, rows, self.rough_distances(queries, rows), k)
 
     def _nearest(self, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest to one query of candidates: `_refine` with the kept rows read once."""
+        """The k nearest to one query of candidates: `refine` with the kept rows read once."""
         kept = self.take(rows)
         if len(rows) > k + SPARE:
             rough = squared_distances(kept[None], query[None], self.unit)[0]
@@ -163,7 +163,7 @@ class Segments:
             rows, kept = rows[best], kept[best]
         return _in_order(rows, exact_squared_distances(kept, query, self.unit), k)
 
-    def _refine(self, queries: np.ndarray, rows: np.ndarray, rough: np.ndarray, k: int) -> "Ranked":
+    def refine(self, queries: np.ndarray, rows: np.ndarray, rough: np.ndarray, k: int) -> "Ranked":
         """The k nearest of candidates, by exact distance to the best of them."""
         rows, rough = _best(rows, rough, k + SPARE)
         candidates = ((query, row[np.isfinite(apart)]) for query, row, apart in zip(queries, rows, rough, strict=True))
