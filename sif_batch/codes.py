@@ -82,11 +82,12 @@ def encode_codes(quantizer: Quantizer, numbers: np.ndarray, vectors: np.ndarray,
     spec = quantizer.spec
     vectors = vectors.reshape(len(numbers), spec.dimension)
     y = quantizer.transform.apply(vectors)
-    codes = np.empty((len(y), 0), np.uint8)
+    z, codes = np.empty((len(y), 0), np.float32), np.empty((len(y), 0), np.uint8)
     if quantizer.index is not None:
-        codes = in_blocks(quantizer.reduce(y), encoder_of(quantizer.index).sa_encode, np.float32)
+        z = quantizer.reduce(y)
+        codes = in_blocks(z, encoder_of(quantizer.index).sa_encode, np.float32)
     kept = encode_rows(quantizer.kept(y), spec.rows, spec.unit_rows)
-    looks = _lengths(vectors), likeness(vectors), quantizer.errors(y, codes)
+    looks = _lengths(vectors), likeness(vectors), quantizer.errors(y, z, codes)
     return encode_table(numbers, codes, kept, *looks, _near(quantizer, y), part_sha256)
 
 

@@ -92,22 +92,21 @@ class Quantizer:
         cut = self.spec.row_dimension
         return self.transform.reduce(y, cut).astype(np.float64) if cut else y
 
-    def errors(self, y: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """Squared distances between compared vectors, (n, ...) float64, and what their codes, (n, c), tell of them:
-        (n,) float32, each its own bits. Without codes none is lost."""
-        return errors(self.transform, self.index, self.spec.reduced, y, codes)
+    def errors(self, y: np.ndarray, z: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Squared distances between compared vectors, (n, ...) float64, that are z when reduced, and what their codes,
+        (n, c), tell of them: (n,) float32, each its own bits. Without codes none is lost."""
+        return errors(self.transform, self.index, y, z, codes)
 
     def count_cells(self, codes: np.ndarray) -> np.ndarray:
         """(cells,) how many of the codes, (n, c), lie in each."""
         return count_cells(self.index, codes) if self.spec.cells else np.zeros(0, np.int64)
 
 
-def errors(transform: Transform, index: Any, reduced: int, y: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def errors(transform: Transform, index: Any, y: np.ndarray, z: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """As `Quantizer.errors`: what the dimensions left out hold, and what the code loses of the others."""
     if index is None or not len(y):
         return np.zeros(len(y), np.float32)
-    r = transform.reduce(y, reduced).astype(np.float64)
-    lost = r - encoder_of(index).sa_decode(codes)
+    r, lost = z.astype(np.float64), z - encoder_of(index).sa_decode(codes)
     whole = y if transform.whitening else y - transform.mean
     outside = np.einsum("ij,ij->i", whole, whole) - np.einsum("ij,ij->i", r, r)
     found: np.ndarray = np.maximum(outside, 0) + np.einsum("ij,ij->i", lost, lost)
@@ -214,15 +213,18 @@ def service_of(
         return None
     index = import_faiss().deserialize_index(np.frombuffer(trained, np.uint8))
 
-    def codes_of(y: np.ndarray) -> np.ndarray:
-        return in_blocks(transform.reduce(y, spec.reduced), encoder_of(index).sa_encode, np.float32)
+    def codes_of(z: np.ndarray) -> np.ndarray:
+        return in_blocks(z, encoder_of(index).sa_encode, np.float32)
 
-    found = errors(transform, index, spec.reduced, asked, codes_of(asked)).astype(np.float64)
+    z = transform.reduce(asked, spec.reduced)
+    found = errors(transform, index, asked, z, codes_of(z)).astype(np.float64)
     return Service(
         queries=len(asked),
         error=round(float(found.mean()), 8),
         deviation=round(float(found.std()), 8),
-        imbalance=imbalance_of(count_cells(index, codes_of(compared))) if spec.cells else None,
+        imbalance=imbalance_of(count_cells(index, codes_of(transform.reduce(compared, spec.reduced))))
+        if spec.cells
+        else None,
     )
 
 

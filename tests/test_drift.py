@@ -61,9 +61,10 @@ def test_the_error_is_the_distance_to_what_the_code_tells(tmp_path: Path, family
     y = quantizer.transform.apply(np.stack([vector_of(path) for path in paths(50, COUNT)]))
     index = import_faiss().downcast_index(quantizer.index)
     coder = import_faiss().downcast_index(index.storage) if family == "hnsw" else index
-    codes = coder.sa_encode(quantizer.reduce(y))
+    z = quantizer.reduce(y)
+    codes = coder.sa_encode(z)
     told = quantizer.transform.restore(coder.sa_decode(codes))
-    assert np.allclose(quantizer.errors(y, codes), ((y - told) ** 2).sum(axis=1), rtol=1e-4, atol=1e-6)
+    assert np.allclose(quantizer.errors(y, z, codes), ((y - told) ** 2).sum(axis=1), rtol=1e-4, atol=1e-6)
     if family != "hnsw":
         nearest = index.quantizer.search(quantizer.reduce(y), 1)[1].ravel()
         assert np.array_equal(count_cells(index, codes), np.bincount(nearest, minlength=index.nlist))
