@@ -200,8 +200,8 @@ def main(files: int, entries: int, cases: str, task: str | None, folder: Path | 
     else:
         table = Table("case", "entries", "seconds", "peak MB", "of it", box=box.SIMPLE_HEAD)
         for case, row in found.items():
-            steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["steps"].items())
-            table.add_row(case, f"{row['entries']:,}", f"{row['total_s']:.1f}", str(row["peak_mb"]), steps)
+            named = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["steps"].items())
+            table.add_row(case, f"{row['entries']:,}", f"{row['total_s']:.1f}", str(row["peak_mb"]), named)
         Console(highlight=False, width=140).print(table)
     sys.exit(0 if all(meets(case, row) for case, row in found.items()) else 1)
 

@@ -14,6 +14,7 @@ from jobs.embed import settle
 from jobs.erasure import Erasure, find_erasure
 from jobs.progress import Reporter
 from jobs.settings import RunSettings, open_root
+from pipelines.engines import check_options
 from sif_batch.catalog import Catalog, load_whole, taken_over, without_rows
 from sif_batch.config import GateSettings, RootRecord, SifBatchError, canonical_json
 from sif_batch.copies import forget
@@ -130,7 +131,7 @@ def _assemble(
     decided: dict[str, Any],
     reporter: Reporter,
 ) -> str:
-    settings = RunSettings(sources=(), root=store.url)
+    settings = RunSettings(sources=(), root=store.url, beam=tuple(check_options(())))
     used = np.unique(live["part"].to_numpy()).tolist()
     quantize_parts(store, quantizer.id, [catalog.parts[number] for number in used], settings, reporter)
     made_by = {*(catalog.fingerprints[number] for number in used), canonical_json(quantizer.fingerprint).decode()}

@@ -201,7 +201,9 @@ def test_lists_are_as_long_as_the_part_or_2k(count: int, seed: int) -> None:
 def flat_quantizer(queries: np.ndarray) -> Quantizer:
     record = record_of(family="flat", rows="float16", dimension=queries.shape[1])
     radii = np.full(len(queries), np.inf, np.float32)
-    return Quantizer(record, queries, [str(i) for i in range(len(queries))], radii, Transform("cosine"))
+    return Quantizer(
+        record, queries, [str(i) for i in range(len(queries))], radii, Transform("cosine"), np.empty(0, np.uint64)
+    )
 
 
 def test_of_equal_rows_the_earlier_are_kept() -> None:
