@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def working_folder(out: str) -> Iterator[Store]:
     """OUT.parts, where what is done stands until OUT does; it stays where the work breaks off, to go on with."""
     store, name = store_of(out)
     store.check_writable()
-    work = Store(f"{store.url}/{name}.parts")
+    work = _parts_of(store, name)
     yield work
     if work.local:
         shutil.rmtree(work.base, ignore_errors=True)
@@ -37,10 +36,14 @@ def working_folder(out: str) -> Iterator[Store]:
         work.fs.rm(work.base, recursive=True)
 
 
+def _parts_of(store: Store, name: str) -> Store:
+    return Store(f"{store.url.rstrip('/')}/{name}.parts")
+
+
 def write_result(out: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """The tables, one after the other, as a Parquet file that appears whole."""
     store, name = store_of(out)
-    with store.scratch("") if store.local else tempfile.TemporaryDirectory(prefix="sif-batch-") as folder:
+    with _parts_of(store, name).scratch("") as folder:
         file = Path(folder, temporary_name())
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for table in tables:
