@@ -408,8 +408,12 @@ def search(place: str, images: tuple[str, ...], contact_sheet: str | None, as_js
     queries, out = options.pop("queries"), options.pop("out")
     asking = jobs.Asking(images=images, **options)
     if queries or out:
+        if contact_sheet:
+            raise click.UsageError("--queries goes without --contact-sheet")
         search_queries(place, queries, out, asking, beam, as_json)
         return
+    if beam:
+        raise click.UsageError(f"{beam[0]} goes with --queries")
     if images and asking.keys:
         raise click.UsageError("IMAGE and --key exclude each other")
     if not (images or asking.keys or asking.right):

@@ -160,6 +160,8 @@ def test_what_cannot_be_asked_says_why(root: Path, tmp_path: Path) -> None:
         (("--queries", "empty"), 2, "--queries and --out go together"),
         (bulk, 1, "empty"),
         ((*bulk, "--key", "x"), 2, "--queries goes without keys"),
+        ((*bulk, "--contact-sheet", "x.png"), 2, "--queries goes without --contact-sheet"),
+        ((PIZZA, "--", "--runner=FnApiRunner"), 2, "--runner=FnApiRunner goes with --queries"),
     ):
         done = in_process("search", root, *arguments)
         assert done.exit_code == code
