@@ -35,7 +35,7 @@ def test_the_reference_is_that_of_the_code() -> None:
 def test_every_schema_is_sound_and_named_in_the_formats() -> None:
     text = (REPOSITORY / "docs/formats.md").read_text(encoding="utf-8")
     found = sorted(SCHEMAS.iterdir())
-    assert len(found) == 12
+    assert len(found) == 14
     for file in found:
         jsonschema.Draft202012Validator.check_schema(json.loads(file.read_text(encoding="utf-8")))
         assert f"schemas/{file.name}" in text
@@ -68,6 +68,8 @@ def test_what_commands_print_and_write_fits_its_schema(tmp_path: Path) -> None:
         "compare-output": in_process("compare", root),
         "explain-output": in_process("explain", root, "photos/broken.jpg"),
         "verify-output": in_process("verify", root),
+        "compact-output": in_process("compact", root),
+        "erase-output": in_process("erase", root, "photos/broken.jpg"),
         "error-output": run_command(tmp_path, "evaluate", root, "--labels", "colour", "--json").json,
     }
     release = outputs["run-output"]["release"]
