@@ -17,6 +17,7 @@ CONFIG = {
     "client.toolbarMode": "minimal",
     "global.developmentMode": False,
     "logger.hideWelcomeMessage": True,
+    "runner.postScriptGC": False,  # a whole collection after each click is most of its work, see docs/decisions.md
     "server.fileWatcherType": "none",
     "server.headless": True,
     "server.maxUploadSize": MOST_UPLOADED // 1_000_000,

@@ -125,7 +125,10 @@ def test_copies_of_the_image_asked_with_are_counted_beside_it(index: Index) -> N
     found = answer(index, Question(key="photos/lotus/twin 0.jpg", k=29))
     assert found.copies == 3 and len(found.cards) == 29 and not any("twin" in card.hit.key for card in found.cards)
     title, lines = describe_key(index, "photos/lotus/twin 0.jpg", found.copies)
-    assert title == "twin 0.jpg" and {"lotus", "3 exact copies beside it", "o'clock: 16"} <= set(lines)
+    assert title == "twin 0.jpg" and {"photos/lotus/twin 0.jpg", "3 exact copies beside it", "o'clock: 16"} <= set(
+        lines
+    )
+    assert not any(line.startswith("/") for line in lines)  # no path of this machine
     assert as_cards(index, [], None, True) == ([], 0)
 
 

@@ -109,7 +109,7 @@ def test_home_shows_the_release_and_a_random_image(index: Index) -> None:
     (head,) = (html.value for html in visitor.page.get("html") if "facts" in html.value and "<style" not in html.value)
     for words in ("30", "images", "efficientnet_lite0", "recall@10", "100%", "published", index.release[:12]):
         assert words in head
-    key = f"photos/{visitor.shown['query']['lines'][0]}/{visitor.shown['query']['title']}"
+    key = visitor.shown["query"]["lines"][0]
     assert visitor.key is None and visitor.page.run() and visitor.shown["query"]["title"] == Path(key).name
     assert visitor.keys == found_by(index, key=key)
     shown = visitor.shown

@@ -14,6 +14,8 @@ import pytest
 from conftest import PHOTOS, REPOSITORY
 from photo_roots import publish_photos
 
+from jobs.map_page import map_files
+from jobs.mapping import make_map
 from sif_batch.query import Index
 
 pytest.importorskip("streamlit", reason="needs the extra page")
@@ -37,7 +39,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.mkdir(parents=True)
     release = (folder / "root/LATEST").read_text().strip()
     (run / "run.json").write_text(json.dumps({"id": "1", "result": {"release": release}}))
-    (run / "map.html").write_text("<h1>The map</h1><script>document.title = window.origin</script>")
+    index = Index.open(folder / "root")
+    (run / "map.html").write_bytes(map_files(make_map(index, 40), index)["map.html"])
     return folder / "root"
 
 
@@ -218,16 +221,36 @@ def test_a_missing_original_the_map_and_a_release_that_is_removed(
         answer = page.request.get(f"{url}/{path}")
         assert answer.status in (400, 404) or "<title>Streamlit</title>" in answer.text(), path
 
-    if width < 640:
-        page.get_by_test_id("stExpandSidebarButton").click()
     page.get_by_role("link", name="Map").click()
-    frame = page.frame_locator("iframe")
-    frame.get_by_role("heading", name="The map").wait_for()
-    assert page.frames[-1].title() == "null"  # it has no origin, so nothing of the visitor's
+    page.frame_locator("iframe").get_by_role("heading", name="40 of 40 images").wait_for()
+    frame = page.frames[-1]
+    assert frame.evaluate("window.origin") == "null"  # so it has nothing of the visitor's
+    canvas = frame.locator("#map > canvas")
+    x, y = frame.evaluate("document.getElementById('map').map.place(7).map(place => place / devicePixelRatio)")
+    with page.expect_popup() as opened:
+        canvas.dblclick(position={"x": x, "y": y})
+    key = Index.open(copy).column("key")[7].as_py()
+    opened.value.locator(".query h2", has_text=Path(key).name).wait_for()
+    opened.value.close()
     shutil.rmtree(copy / "releases" / release)
-    page.goto(f"{url}/?key={ASKED}")
-    page.get_by_text(f"release {release[:12]} was removed").wait_for()
+    told = page.get_by_text(f"release {release[:12]} was removed")
+    while True:  # the page looks every few seconds, when someone asks
+        page.goto(f"{url}/?key={ASKED}")
+        told.or_(page.locator(".card")).first.wait_for()
+        if told.count():
+            break
     assert not page.locator(".card").count()
     shutil.copytree(root / "releases" / release, copy / "releases" / release)
     page.get_by_role("button", name="Look again").click()
     page.locator(".card").first.wait_for()
+
+
+def test_the_benchmark_runs_small(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.page", "--rows", "400", "--visitors", "2", "--rounds", "1", "--json"]
+    env = os.environ | {"SIF_BATCH_REPORT": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=env, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["rows"] == 400 and found["visitors"] == 2 and found["server_rss_mb"] > 50
+    for name in ("first_page_s", "click_s", "query_s", "filtered_query_s", "together_s"):
+        assert 0 < found[name]["median"] <= found[name]["p95"] <= found[name]["worst"]

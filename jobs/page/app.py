@@ -1,23 +1,21 @@
 """The script that Streamlit runs for each visitor at each click. What it decides is in the modules beside it."""
 
 import traceback
-from pathlib import Path
 
 import streamlit as st
 
 from jobs.page.look import look_page
 from jobs.page.serving import gallery
-from jobs.page.words import about_usage, icon, readable_error
+from jobs.page.words import about_usage, icon, read_asset, readable_error
 from sif_batch.config import SifBatchError
 from sif_batch.usage import summarise
 
-CSS = Path(__file__).with_name("page.css")
 KEPT = ("k", "where", "fold", "expand")  # widgets of the first page; Streamlit forgets what no widget shows
 
 
 def main() -> None:
     st.set_page_config(page_title="Similar images", page_icon=icon(), layout="wide")
-    st.html(f"<style>{CSS.read_text(encoding='utf-8')}</style>")
+    st.html(f"<style>{read_asset('page.css')}</style>")
     pages = [
         st.Page(look_page, title="Look", icon=":material/image_search:", default=True),
         st.Page(map_page, title="Map", icon=":material/scatter_plot:", url_path="map"),
@@ -25,7 +23,10 @@ def main() -> None:
     ]
     if gallery().log:
         pages.append(st.Page(usage_page, title="Usage", icon=":material/bar_chart:", url_path="usage"))
-    chosen = st.navigation(pages, position="top")
+    chosen = st.navigation(pages, position="hidden")  # Streamlit's own would cover a phone's screen
+    with st.container(horizontal=True, gap="small", key="pages"):
+        for page in pages:
+            st.page_link(page, width="content")
     try:
         if say_what_changed():
             if chosen.url_path:  # not the first page
@@ -73,7 +74,7 @@ def show_run_page(name: str, remedy: str) -> None:
     if gallery().run_page(release, name) is None:
         st.info(f"Beside release {release[:12]} there is none; {remedy}")
     else:
-        st.iframe(f"/runs/{release[:16]}/{name}", height=820)
+        st.iframe(f"/runs/{release[:16]}/{name}?ask=1", height=820)
 
 
 def usage_page() -> None:

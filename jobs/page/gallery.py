@@ -71,7 +71,7 @@ class Gallery:
         """The release that is published now. Raises SifBatchError while there is none to ask."""
         if self._looking.acquire(blocking=False):  # one visitor looks, the others go on with what is open
             try:
-                if time.monotonic() - self._looked_at >= self._look_every_s:
+                if self._gone or time.monotonic() - self._looked_at >= self._look_every_s:
                     self._look()
                     self._looked_at = time.monotonic()
             finally:

@@ -5,7 +5,6 @@ are the session's.
 """
 
 import base64
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -15,12 +14,11 @@ from jobs.page.controls import ask, show_controls
 from jobs.page.gallery import Gallery
 from jobs.page.serving import gallery
 from jobs.page.thumbnails import SIDES
-from jobs.page.words import about_card, about_facts, describe_key, readable_error
+from jobs.page.words import about_card, about_facts, describe_key, read_asset, readable_error
 from sif_batch.config import SifBatchError
 from sif_batch.judgements import keep_judgements
 from sif_batch.query import Index
 
-HERE = Path(__file__).parent
 MARKS = ("right", "wrong")
 
 
@@ -85,7 +83,7 @@ def show_marks(shared: Gallery, question: Question) -> None:
     marks = st.session_state["marks"]
     right, wrong = (list(marks.values()).count(kind) for kind in MARKS)
     unasked = marks != st.session_state["asked_marks"]
-    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="marks_bar"):
+    with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", key="marks_bar"):
         st.button("Ask again", type="primary", icon=":material/refresh:", disabled=not unasked, on_click=ask_again)
         if shared.settings.judgements:
             st.button("Keep marks", icon=":material/save:", disabled=not marks, on_click=keep_marks, args=(question,))
@@ -117,8 +115,8 @@ def show_answer(index: Index, question: Question, found: Answer) -> None:
     grid = st.components.v2.component(
         "grid",
         html='<div class="look"></div>',
-        css=(HERE / "grid.css").read_text(encoding="utf-8"),
-        js=(HERE / "grid.js").read_text(encoding="utf-8"),
+        css=read_asset("grid.css"),
+        js=read_asset("grid.js"),
     )
     grid(key="grid", data=data, on_ask_change=ask_card, on_mark_change=mark_card)
 

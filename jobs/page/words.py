@@ -1,17 +1,21 @@
 """What the page says, as text: nothing of a release goes in as HTML unescaped."""
 
+import base64
 import functools
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
 from jobs.page.asking import Card
 from jobs.page.gallery import Facts
+from jobs.pages import png_bytes
 from sif_batch.config import SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT, ImageError
 from sif_batch.query import Index
+from sif_batch.roster import PLAIN
 
 OWN = ("source", "folder", "width", "height")  # columns that have a place of their own
 
@@ -50,16 +54,15 @@ def about_card(card: Card) -> dict[str, Any]:
 def describe_key(index: Index, key: str, copies: int) -> tuple[str, list[str]]:
     """A title and lines about an image of the release."""
     row = index.row_of(key)
-    columns = {name: index.column(name)[row].as_py() for name in index.columns if name not in ("key", "hash", "sha256")}
-    folder, _, name = key.partition("/")[2].rpartition("/")
-    lines = [folder, f"{columns['width']} × {columns['height']} pixels"]
+    columns = {name: index.column(name)[row].as_py() for name in index.columns if name not in PLAIN}
+    lines = [key, f"{columns['width']} × {columns['height']} pixels"]
     if copies:
         lines.append(f"{copies} exact {'copies' if copies > 1 else 'copy'} beside it")
-    return name, [line for line in [*lines, *column_lines(columns), columns["uri"]] if line]
+    return key.rpartition("/")[2], [*lines, *column_lines(columns)]
 
 
 def column_lines(columns: dict[str, Any]) -> list[str]:
-    return [f"{name}: {value}" for name, value in columns.items() if name not in (*OWN, "uri") and value is not None]
+    return [f"{name}: {value}" for name, value in columns.items() if name not in OWN and value is not None]
 
 
 def readable_error(error: BaseException, name: str = "") -> str:
@@ -107,11 +110,17 @@ def plain(text: str) -> str:
 
 
 @functools.cache
-def icon() -> Image.Image:
-    """The picture of the browser's tab."""
+def icon() -> str:
+    """The picture of the browser's tab, as a data URL."""
     drawn = Image.new("RGBA", (64, 64))
     draw = ImageDraw.Draw(drawn)
     for i, colour in enumerate(("#2563eb", "#60a5fa", "#60a5fa", "#bfdbfe")):
         x, y = 4 + i % 2 * 30, 4 + i // 2 * 30
         draw.rounded_rectangle((x, y, x + 26, y + 26), 7, colour)
-    return drawn
+    return "data:image/png;base64," + base64.b64encode(png_bytes(drawn)).decode()
+
+
+@functools.cache
+def read_asset(name: str) -> str:
+    """A file beside this module, as text."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")

@@ -11,6 +11,8 @@ function drawMap(holder, values) {
   const sheets = values.sheets.map(() => null);
   const canvas = holder.querySelector("canvas"), card = holder.querySelector(".card"), find = holder.querySelector("input");
   const context = canvas.getContext("2d");
+  const asks = new URLSearchParams(location.search).has("ask");  // shown by the web page, which can be asked
+  if (asks) card.querySelector("a").textContent = "ask with it";
   const shown = new Uint8Array(n).fill(1);
   let at = places.tsne, grid, image, pixels, scale = 1, left = 0, top = 0, pinned = -1, waiting = false;
 
@@ -94,9 +96,9 @@ function drawMap(holder, values) {
     sheet.complete ? put() : sheet.addEventListener("load", put, { once: true });
     card.querySelector("b").textContent = values.keys[i];
     card.querySelector("span").textContent = values.label[i] === null ? "" : values.label[i];
-    const link = card.querySelector("a");
-    link.hidden = !values.links[i];
-    if (values.links[i]) link.href = values.links[i];
+    const link = card.querySelector("a"), target = asks ? `/?key=${encodeURIComponent(values.keys[i])}` : values.links[i];
+    link.hidden = !target;
+    if (target) link.href = target;
   }
 
   function zoom(x, y, by) {
@@ -115,6 +117,7 @@ function drawMap(holder, values) {
     const was = spread(); pointers.set(e.pointerId, now); const is = spread();
     left += is[0] - was[0]; top += is[1] - was[1]; zoom(is[0], is[1], is[2] / was[2]);
   });
+  canvas.addEventListener("dblclick", () => { const link = card.querySelector("a"); if (pinned >= 0 && !link.hidden) link.click(); });
   canvas.addEventListener("wheel", (e) => { if (e.ctrlKey || holder.dataset.wheel === "zoom") { e.preventDefault(); zoom(...point(e), Math.exp(-e.deltaY / 400)); } }, { passive: false });
   holder.querySelectorAll("button").forEach((button) => button.addEventListener("click", () => {
     const does = button.dataset.does;
