@@ -14,10 +14,11 @@ from PIL import Image
 from jobs.page.asking import MOST, Question, answer, as_cards, random_key, where_between, where_values
 from jobs.page.gallery import Gallery, PageSettings
 from jobs.page.thumbnails import Thumbnails
-from jobs.page.words import about_facts, describe_key, plain
+from jobs.page.words import about_facts, about_usage, describe_key, plain
 from jobs.serve import check_port
 from sif_batch.config import SifBatchError
 from sif_batch.query import Index
+from sif_batch.usage import UsageLog, summarise
 
 KINDS = ("dalmatian", "lotus", "pizza")
 TWIN = "lotus/image_0002.jpg"
@@ -237,3 +238,14 @@ def test_a_port_in_use_is_one_line(sif_batch: Callable[..., Finished], root: Pat
     assert check_port("127.0.0.1", port) == port and check_port("127.0.0.1", 0) > 0
     done = sif_batch("serve", tmp_path, "--json")
     assert done.code == 1 and done.json["outcome"] == "error" and "neither a ROOT nor a release" in done.err
+
+
+def test_usage_is_summed_up_as_html(tmp_path: Path) -> None:
+    log = UsageLog(str(tmp_path / "log"))
+    assert "none yet" in about_usage(summarise(log.path))
+    query = log.asked(release="r", by="key", k=2, hits=["<b>", "c"], seconds=0.25, key="<a>")
+    log.clicked(query, "<b>", 1)
+    shown = about_usage(summarise(log.path))
+    assert "&lt;a&gt;" in shown and "&lt;b&gt;" in shown and "<a>" not in shown
+    assert "100%" in shown and "0.250" in shown and "1 asked, 1 clicked" in shown
+    log.close()

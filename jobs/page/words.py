@@ -76,7 +76,7 @@ def readable_error(error: BaseException, name: str = "") -> str:
 
 def about_usage(summary: dict[str, Any]) -> str:
     """What visitors asked, as HTML."""
-    seconds = summary["seconds"]
+    seconds = summary["seconds"] or {"median": None, "p95": None}
     shown = [
         (f"{summary['queries']:,}", "questions"),
         (f"{summary['clicks']:,}", "clicks"),
