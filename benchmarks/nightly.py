@@ -80,14 +80,15 @@ def describe(nights: dict[str, tuple[float, dict[str, Any]]], work_s: float = 0.
         "unchanged_s": round(unchanged_s, 2),
         "one_percent_goal_s": round(GOAL_SHARE * (full_s + work_s) + GOAL_FIXED_S, 2),
         "unchanged_goal_s": GOAL_UNCHANGED_S,
-        "peak_mb": {name: peak_mb(result) for name, (_, result) in nights.items()},
+        "peak_mb": {name: peaks_mb(result["memory"]) for name, (_, result) in nights.items()},
         "stages": {name: result["seconds"] for name, (_, result) in nights.items()},
         "steps": {name: result["index"]["seconds"] for name, (_, result) in nights.items()},
     }
 
 
-def peak_mb(result: dict[str, Any]) -> int:
-    return int((result["memory"]["main"] + sum(result["memory"]["workers"])) // 10**6)
+def peaks_mb(memory: dict[str, Any]) -> list[int]:
+    """Of the run's process and of each worker."""
+    return [size // 10**6 for size in (memory["main"], *memory["workers"])]
 
 
 def measure_images(photos: Path, count: int, size: int, folder: Path) -> Nights:
@@ -146,7 +147,7 @@ def show(nights: Nights, title: str) -> None:
     for name, goal in zip(("full", "one_percent", "unchanged"), goals, strict=True):
         spent = nights["stages"][name] | nights["steps"][name]
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in spent.items() if seconds >= 0.05)
-        table.add_row(name, f"{nights[f'{name}_s']:.1f}", goal, str(nights["peak_mb"][name]), stages)
+        table.add_row(name, f"{nights[f'{name}_s']:.1f}", goal, str(sum(nights["peak_mb"][name])), stages)
     Console(highlight=False, width=150).print(table)
 
 

@@ -68,8 +68,9 @@ def embed_collection(
     before, told = set(catalog.parts), not len(catalog.rows)
     known = catalog
     speed, devices = Speed(), None
+    standing: Standing | None = None
     for unfinished in [*open_plans(store, record.encoder), None]:
-        standing = standing_rows(entries, catalog, settings.max_attempts)
+        standing = standing or standing_rows(entries, catalog, settings.max_attempts)
         todo = spans_to_do(entries, standing, catalog, to_retry(standing, catalog, before, settings.retry_failed))
         if unfinished is None and not len(todo):
             break
@@ -89,8 +90,9 @@ def embed_collection(
             else:
                 _run_shards_elsewhere(store, name, plan, settings, reporter, speed)
         finish_plan(store, name)
-        catalog = load_catalog(store, record.encoder)
-    return settle(store, listing, listing_name, catalog, before, settings, speed if speed.images else None)
+        catalog, standing = load_catalog(store, record.encoder), None
+    done = speed if speed.images else None
+    return settle(store, listing, listing_name, catalog, before, settings, done, standing)
 
 
 def ledger_of(
@@ -109,10 +111,11 @@ def settle(
     before: set[str],
     settings: RunSettings,
     speed: Speed | None = None,
+    standing: Standing | None = None,
 ) -> Embedded:
     """The listing by what the catalog has. before: the parts that stood as the run began."""
     entries = listing.entries
-    standing = standing_rows(entries, catalog, settings.max_attempts)
+    standing = standing or standing_rows(entries, catalog, settings.max_attempts)
     stale = stale_rows(entries, standing, catalog, _older_listings(store, listing_name))
     live = np.concatenate([standing.row[standing.good], stale])
     keys = catalog.rows["key"].take(pa.array(np.concatenate([standing.row, stale])))

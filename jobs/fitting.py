@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.forecast import MB, Past, Task, foresee, lanes_within, memory, past_of, worker_bytes
+from jobs.forecast import MB, Past, Task, foresee, lane_bytes, lanes_within, memory, past_of, worker_bytes
 from jobs.runs import read_runs
 from jobs.settings import RunSettings
 from sif_batch.config import RootRecord, SifBatchError
@@ -59,6 +59,7 @@ def make_task(
     quantized = images + (standing if trained else 0)
     return Task(
         images=images,
+        shard=settings.limits.shard_images,
         rows=rows,
         quantized=quantized,
         trained=trained,
@@ -162,9 +163,9 @@ def fit_task(task: Task, past: Past, lanes: list[Lane], settings: RunSettings, s
     if limit is None:
         return task, lanes
     main = memory(task, past, None)["main"]
-    threads = lanes_within(limit - main, task.encoder_bytes, [lane.threads for lane in lanes])
+    threads = lanes_within(limit - main, task, [lane.threads for lane in lanes])
     if not threads:
-        least = main + worker_bytes(task.encoder_bytes, 1)
+        least = main + lane_bytes(task, 1)
         raise SifBatchError(
             f"--max-memory {_gb(limit)}: this run needs about {_gb(least)} at least",
             remedy="raise it, or spread the sources over several ROOTs",

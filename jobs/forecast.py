@@ -7,18 +7,20 @@ from typing import Any
 from sif_batch.shapes import QuantizerSpec
 
 MB = 2**20
-# What runs took here beside what a sample or past runs tell (docs/decisions.md). Seconds:
-START_S = 2.0  # importing, opening ROOT, writing down what came of it
-BEAM_S = 4.0  # importing and starting Beam, while the network is loaded
+# What runs took here beside what a sample or past runs tell (benchmarks/RESULTS.md). Seconds:
+START_S = 1.3  # importing, opening ROOT, writing down what came of it
+BEAM_S = 1.5  # importing and starting Beam, while the network is loaded
 IMAGE_S = 0.02  # where nothing was timed
-TRAIN_S, TRAIN_NUMBER_S = 1.0, 120e-9  # the latter for each number of the training vectors
-QUANTIZE_NUMBER_S = 60e-9  # of one process
-MEASURE_S, ASSEMBLE_BYTE_S = 1.5, 14e-9  # the latter for each byte of code and kept row
-REPORT_S, REPORT_ROW_S, REPORT_ROWS = 3.0, 0.03, 500
+TRAIN_S, TRAIN_NUMBER_S = 0.2, 250e-9  # the latter for each number of the training vectors
+QUANTIZE_S, QUANTIZE_NUMBER_S = 0.5, 160e-9  # the latter of one process
+MEASURE_S, QUERY_S, QUERIES = 0.3, 0.0065, 500  # the gate, for each held-out query
+ASSEMBLE_BYTE_S = 14e-9  # of code and kept row
+REPORT_S, REPORT_ROW_S, REPORT_ROWS = 1.3, 0.006, 500
 # Bytes of memory:
-MAIN_BYTES, ROW_BYTES = 330 * MB, 700  # the latter for each image: its entry, its catalog rows, what is made of them
+MAIN_BYTES, ROW_BYTES = 330 * MB, 2000  # the latter for each image: its entry, its catalog rows, what is made of them
 TRAINED_NUMBER_BYTES = 10
 WORKER_BYTES, NETWORK_TIMES, THREAD_BYTES, QUANTIZING_BYTES = 150 * MB, 3, 45 * MB, 75 * MB
+SHARD_NUMBER_BYTES = 120  # of each number of a shard's vectors, as they are written and quantized
 # Bytes of disk for each image:
 PART_BYTES = 330  # beside its vector, of two bytes a number
 CODES_BYTES = 60  # beside code and kept row
@@ -45,11 +47,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Task:
-    """What there is to do. images: to be embedded; rows: of the release; quantized: rows that get codes; trained: rows
-    of the training sample, 0: none is; lanes: threads of each worker process; quantizers: processes that quantize.
-    installed: ROOT holds the encoder."""
+    """What there is to do. images: to be embedded, `shard` of them at a time; rows: of the release; quantized: rows
+    that get codes; trained: rows of the training sample, 0: none is; installed: ROOT holds the encoder; lanes: threads
+    of each worker process; quantizers: processes that quantize.
+    """
 
     images: int
+    shard: int
     rows: int
     quantized: int
     trained: int
@@ -116,8 +120,9 @@ def seconds(task: Task, sample: Sample | None, past: Past, listed_s: float) -> d
     if task.quantized:
         numbers, width = task.spec.dimension, task.spec.bytes_per_row
         train = TRAIN_S + task.trained * numbers * TRAIN_NUMBER_S if task.trained else 0.0
-        quantize = task.quantized * numbers * QUANTIZE_NUMBER_S / max(1, task.quantizers)
-        made = MEASURE_S + task.rows * width * ASSEMBLE_BYTE_S
+        quantize = QUANTIZE_S + task.quantized * numbers * QUANTIZE_NUMBER_S / max(1, task.quantizers)
+        asked = min(QUERIES, task.rows / 16)
+        made = MEASURE_S + asked * QUERY_S + task.rows * width * ASSEMBLE_BYTE_S
         if past.row_s is not None and past.rows / 2 <= task.rows <= 2 * past.rows:
             made = past.row_s * task.rows
         found["index"] = train + quantize + made
@@ -147,26 +152,36 @@ def memory(task: Task, past: Past, sample: Sample | None) -> dict[str, int]:
     if past.main_bytes is not None:
         main = past.main_bytes + max(0, task.rows - past.rows) * ROW_BYTES
     main = max(main, MAIN_BYTES + task.trained * task.spec.dimension * TRAINED_NUMBER_BYTES)
-    each = [worker_bytes(task.encoder_bytes, threads) for threads in task.lanes]
+    each = [lane_bytes(task, threads) for threads in task.lanes]
     if sample is not None and sample.worker_bytes:
-        grown = sample.worker_bytes + QUANTIZING_BYTES
+        grown = sample.worker_bytes + QUANTIZING_BYTES + shard_bytes(task)
         each = [grown + (threads - sample.threads) * THREAD_BYTES for threads in task.lanes]
     elif past.worker_bytes is not None:
         each = [past.worker_bytes] * len(task.lanes)
-    each += [worker_bytes(0, 1)] * (task.quantizers - len(task.lanes))
+    each += [worker_bytes(0, 1) + shard_bytes(task) // 2] * (task.quantizers - len(task.lanes))
     return {"main": main, "workers": sum(each), "total": main + sum(each)}
 
 
+def shard_bytes(task: Task) -> int:
+    """What a shard's vectors take in a worker, written and quantized."""
+    return min(task.shard, max(1, task.quantized)) * task.spec.dimension * SHARD_NUMBER_BYTES
+
+
+def lane_bytes(task: Task, threads: int) -> int:
+    """What a worker process of so many threads takes, by the size of its network."""
+    return worker_bytes(task.encoder_bytes, threads) + shard_bytes(task)
+
+
 def worker_bytes(encoder_bytes: int, threads: int) -> int:
-    """What a worker process of so many threads takes, by the size of its network; 0: one that quantizes."""
+    """The same without a shard's vectors; encoder_bytes: 0: of a process that quantizes."""
     embedding = NETWORK_TIMES * encoder_bytes + QUANTIZING_BYTES if encoder_bytes else 0
     return WORKER_BYTES + embedding + threads * THREAD_BYTES
 
 
-def lanes_within(room: int, encoder_bytes: int, lanes: list[int]) -> list[int]:
+def lanes_within(room: int, task: Task, lanes: list[int]) -> list[int]:
     """The threads of each worker process, as many as there is room for; none: not even for one of one thread."""
     fitting = list(lanes)
-    while fitting and sum(worker_bytes(encoder_bytes, threads) for threads in fitting) > room:
+    while fitting and sum(lane_bytes(task, threads) for threads in fitting) > room:
         if len(fitting) > 1:
             fitting.pop()
         elif fitting[0] > 1:

@@ -44,7 +44,9 @@ def available_bytes() -> int | None:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         found.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, KeyError):
         limit = int((CGROUP / "memory.max").read_text(encoding="ascii"))
-        found.append(max(0, limit - int((CGROUP / "memory.current").read_text(encoding="ascii"))))
+        taken = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+        found.append(max(0, limit - taken + int(stat["file"])))  # cached files make room
     return min(found, default=None)

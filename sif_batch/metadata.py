@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from sif_batch.config import SifBatchError, canonical_json
 from sif_batch.storage import open_filesystem
 
+ESCAPED = r'["\\\x00-\x1f]'  # what a JSON string writes otherwise
+
 
 def read_metadata(url: str) -> pa.Table:
     """The table at a path or URL, Parquet or CSV, by its column `key`. Raises SifBatchError."""
@@ -67,13 +69,19 @@ def _texts_of(table: pa.Table) -> pa.Array:
 
 def _pieces_of(name: str, column: pa.Array) -> pa.Array:
     """`"name":value` of each row, null where there is none: each value is written once, however many rows have it."""
+    start = pa.scalar(canonical_json({name: 0})[1:-2].decode(), pa.large_string())
+    wide, nothing = pa.large_string(), pa.scalar("", pa.large_string())
+    if pa.types.is_integer(column.type):
+        return pc.binary_join_element_wise(start, column.cast(wide), nothing)
+    if column.type in (pa.string(), wide) and not pc.any(pc.match_substring_regex(column, ESCAPED)).as_py():
+        quote = pa.scalar('"', wide)
+        return pc.binary_join_element_wise(start, quote, column.cast(wide), quote, nothing)
     try:
         encoded = column.dictionary_encode()
         values, place = encoded.dictionary.to_pylist(), encoded.indices
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # lists and the like
         values, place = column.to_pylist(), pa.array(np.arange(len(column)))
-    plain = (_plain(value) for value in values)
-    texts = [None if value is None else canonical_json({name: value})[1:-1].decode() for value in plain]
+    texts = [None if value is None else canonical_json({name: _plain(value)})[1:-1].decode() for value in values]
     return pa.array(texts, pa.large_string()).take(place)
 
 

@@ -130,6 +130,8 @@ def spans_to_do(entries: pa.Table, standing: Standing, catalog: Catalog, again: 
     tables = [_spans(entries, standing, entry, first, np.where(is_open, OPEN, 0), ~is_open, attempt)]
 
     members = np.flatnonzero(again & in_container)
+    if not len(members) and not len(files) and _in_order(entries):
+        return tables[0]  # new ones alone stand as they are listed
     if len(members):
         part = catalog.rows["part"].to_numpy()[standing.row[members]]
         _, distinct = np.unique(part, return_index=True)
@@ -142,6 +144,14 @@ def spans_to_do(entries: pa.Table, standing: Standing, catalog: Catalog, again: 
     return todo.take(pc.sort_indices(todo, [("source", "ascending"), ("path", "ascending"), ("first", "ascending")]))
 
 
+def _in_order(entries: pa.Table) -> bool:
+    """Whether entries stand in order of source, then path, as listings do."""
+    if pc.count_distinct(entries["source"]).as_py() > 1:
+        return False  # listings are, but to tell so takes as long as sorting
+    paths = entries["path"]
+    return len(paths) < 2 or bool(pc.all(pc.less_equal(paths[:-1], paths[1:])).as_py())
+
+
 def _spans(
     entries: pa.Table,
     standing: Standing,
@@ -151,7 +161,8 @@ def _spans(
     end: np.ndarray,
     attempt: np.ndarray,
 ) -> pa.Table:
-    picked = entries.take(pa.array(entry, pa.int64()))
+    whole = len(entry) == len(entries) and np.array_equal(entry, np.arange(len(entries)))
+    picked = entries if whole else entries.take(pa.array(entry, pa.int64()))
     columns = [picked[name] for name in ("source", "path", "size", "version")]
     tries = np.minimum(attempt, MOST_ATTEMPTS).astype(np.int8)
     return pa.table([*columns, first, last, end, tries, standing.duplicate[entry]], schema=SPAN_SCHEMA)

@@ -104,18 +104,18 @@ def test_the_nights_of_the_benchmark_do_what_they_should() -> None:
     found = run_module("benchmarks.nightly", "--images", "200", "--rows", "2000")
     for nights in (found["images"], found["rows"]):
         assert set(nights["stages"]) == {"full", "one_percent", "unchanged"}
-        assert nights["unchanged_s"] > 0 and nights["one_percent_s"] > 0 and nights["peak_mb"]["full"] > 100
+        assert nights["unchanged_s"] > 0 and nights["one_percent_s"] > 0 and sum(nights["peak_mb"]["full"]) > 100
     assert found["images"]["images"] == 200 and found["rows"]["rows"] == 2000
     assert found["one_percent_goal_s"] == pytest.approx(0.02 * found["full_s"] + 5, abs=0.01)
     assert found["rows"]["embedding_s"] > 0
 
 
 def test_the_nightly_benchmark_changes_one_image_in_a_hundred(tmp_path: Path) -> None:
-    nightly.make_images(PHOTOS, tmp_path / "images", 250, 24)
+    nightly.make_images(PHOTOS, tmp_path / "images", 150, 48)
     before = {path: path.read_bytes() for path in (tmp_path / "images").rglob("*.jpg")}
-    assert len(before) == len(set(before.values())) == 250
-    assert nightly.change_images(tmp_path / "images", 0.01) == 3
-    assert sum(path.read_bytes() != data for path, data in before.items()) == 3
+    assert len(before) == len(set(before.values())) == 150
+    assert nightly.change_images(tmp_path / "images", 0.01) == 2
+    assert sum(path.read_bytes() != data for path, data in before.items()) == 2
 
 
 def test_entries_are_listed_and_planned_by_the_benchmark(tmp_path: Path) -> None:

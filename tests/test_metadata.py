@@ -59,7 +59,6 @@ def test_the_join_is_that_of_each_row_alone(rows: list[dict], fields: list[str |
     for key, before, after in zip(KEYS, fields, joined["fields"].to_pylist(), strict=True):
         own = json.loads(before) if before else {}
         given_ = {n: plain(v) for n, v in given_by_key.get(key, {}).items() if v is not None}
-        given_ = {n: v for n, v in given_.items() if v is not None}
         wanted = canonical_json(own | given_).decode() if own or given_ else None
         assert after == wanted
 

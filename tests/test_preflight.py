@@ -11,7 +11,7 @@ import pytest
 from conftest import PHOTOS, Finished
 
 from jobs.fitting import find_problems, fit_task, roughly_count
-from jobs.forecast import MB, Past, Sample, Task, foresee, lanes_within, past_of, worker_bytes
+from jobs.forecast import MB, Past, Sample, Task, foresee, lane_bytes, lanes_within, past_of, worker_bytes
 from jobs.sampling import count_images
 from jobs.settings import RunSettings
 from sif_batch.config import IndexSettings, SifBatchError, Source
@@ -23,7 +23,7 @@ from sif_batch.storage import Store
 
 Run = Callable[..., Finished]
 SPEC = choose_spec(IndexSettings(), "ivf-pq", "e", 1280, 20_000)
-TASK = Task(10_000, 20_000, 10_000, 0, SPEC, 10 * MB, True, [2, 2], 4, False)
+TASK = Task(10_000, 1000, 20_000, 10_000, 0, SPEC, 10 * MB, True, [2, 2], 4, False)
 
 
 def settings(**changes: object) -> RunSettings:
@@ -80,17 +80,17 @@ def test_what_cannot_fit_is_told_with_a_remedy(tmp_path: Path) -> None:
 
 
 def test_processes_and_threads_shrink_to_what_memory_has_room_for() -> None:
-    need = [worker_bytes(10 * MB, threads) for threads in (1, 2, 4)]
-    assert lanes_within(2 * need[2], 10 * MB, [4, 4]) == [4, 4]
-    assert lanes_within(2 * need[2] - 1, 10 * MB, [4, 4]) == [4]
-    assert lanes_within(need[1], 10 * MB, [4, 4]) == [2]
-    assert lanes_within(need[0] - 1, 10 * MB, [4, 4]) == []
+    need = [lane_bytes(TASK, threads) for threads in (1, 2, 4)]
+    assert lanes_within(2 * need[2], TASK, [4, 4]) == [4, 4]
+    assert lanes_within(2 * need[2] - 1, TASK, [4, 4]) == [4]
+    assert lanes_within(need[1], TASK, [4, 4]) == [2]
+    assert lanes_within(need[0] - 1, TASK, [4, 4]) == []
     lanes = [Lane("cpu", 2), Lane("cpu", 2)]
     main = foresee(TASK, None, Past(), 0)["memory"]["main"]
     said: list[str] = []
     task, fitted = fit_task(TASK, Past(), lanes, settings(max_memory=main + need[1]), said.append)
     assert task.lanes == [2] and fitted == [Lane("cpu", 2, need[1])] and "1 of 2 worker processes" in said[0]
-    assert foresee(task, None, Past(), 0)["memory"]["total"] <= main + need[1] + worker_bytes(0, 1)
+    assert foresee(task, None, Past(), 0)["memory"]["total"] <= main + need[1] + 2 * worker_bytes(0, 1)
     assert fit_task(TASK, Past(), lanes, settings(), said.append) == (TASK, lanes)
     with pytest.raises(SifBatchError, match="at least"):
         fit_task(TASK, Past(), lanes, settings(max_memory=main), said.append)
@@ -99,7 +99,7 @@ def test_processes_and_threads_shrink_to_what_memory_has_room_for() -> None:
 def test_a_forecast_grows_with_what_there_is_to_do() -> None:
     sample = Sample(100, 0, 2, 1.0, 0.5, 300 * MB, 290_000)
     found = foresee(TASK, sample, Past(), 3.0)
-    assert found["seconds"]["embed"] == pytest.approx(4 + 10_000 * 0.01 * 2 / 4)  # of two threads, on four
+    assert found["seconds"]["embed"] == pytest.approx(1.5 + 10_000 * 0.01 * 2 / 4)  # of two threads, on four
     assert found["disk"]["parts"] == 10_000 * 2900
     assert sum(v for k, v in found["seconds"].items() if k != "total") == pytest.approx(found["seconds"]["total"])
     trained = foresee(Task(**{**TASK.__dict__, "trained": 16_384, "quantized": 20_000}), sample, Past(), 3.0)
@@ -108,7 +108,7 @@ def test_a_forecast_grows_with_what_there_is_to_do() -> None:
         and trained["disk"]["codes"] == 2 * found["disk"]["codes"]
     )
     nothing = Task(**{**TASK.__dict__, "images": 0, "quantized": 0, "lanes": [], "quantizers": 0})
-    assert foresee(nothing, None, Past(), 3.0)["seconds"]["total"] == pytest.approx(5)
+    assert foresee(nothing, None, Past(), 3.0)["seconds"]["total"] == pytest.approx(4.3)
 
 
 def test_past_runs_tell_what_no_sample_does() -> None:

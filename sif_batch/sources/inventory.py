@@ -48,12 +48,7 @@ def read_inventory(source: Source, on_progress: Callable[[int], None] = lambda f
         tables.append(found.filter(mask))
         taken += len(tables[-1])
         on_progress(taken)
-    table = pa.concat_tables(tables)
-    if pc.count_distinct(table["path"]).as_py() != len(table):
-        raise SifBatchError(
-            f"{source.inventory} lists some entries more than once", remedy="list the current version of each alone"
-        )
-    return table, ignored
+    return pa.concat_tables(tables), ignored
 
 
 def _rule(source: Source, paths: pa.ChunkedArray) -> pa.Array:

@@ -126,7 +126,13 @@ def list_sources(sources: Sequence[Source], on_progress: Callable[[int], None] =
                 remedy="check the path or the mount; --include '*.tar' takes in what its glob matches by name",
             )
         found = in_order(found.combine_chunks())
-        check_table(source, found["path"])
+        paths = found["path"]
+        if pc.any(pc.equal(paths[:-1], paths[1:])).as_py():
+            raise SifBatchError(
+                f"{source.inventory} lists some entries more than once",
+                remedy="list the current version of each alone",
+            )
+        check_table(source, paths)
         versions = container_versions(source, found["path"], found["version"])
         columns = [pa.repeat(source.name, len(found)), found["path"], found["size"], versions]
         tables.append(pa.table(columns, schema=LISTING_SCHEMA))
