@@ -327,7 +327,6 @@ def night(scratch: Path, parts: int, size: int = 1000) -> dict[str, Any]:
     roots.write_listing(store, [size] * parts, {})
     first = sif_batch("index", store.url, "--family", "ivf-pq")
     roots.write_part(store, encoder, 7, roots.clustered(10**5, size, 256), "2")
-    time.sleep(1)  # a listing is named by its second
     roots.write_listing(store, [size] * parts, {7: "2"})
     second = sif_batch("index", store.url)
     return {

@@ -165,3 +165,11 @@ def test_the_newest_listing_comes_first(folder: Path) -> None:
         store.create(f"listings/{name}", b"")
     assert [name[9:17] for name in listing_names(store)] == ["20260102", "20260101", "20251231"]
     assert listing_names(Store(str(folder / "no root"))) == []
+
+
+def test_listings_of_one_second_come_in_the_order_they_were_saved(folder: Path) -> None:
+    store, saved = Store(str(folder / "root")), []
+    for number in range(3):
+        (folder / f"dogs/{number}0.jpg").write_bytes(b"image")
+        saved.insert(0, list_sources(parse_sources([str(folder / "dogs")])).save(store))
+    assert listing_names(store) == saved

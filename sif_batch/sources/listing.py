@@ -46,8 +46,9 @@ class Listing:
         newest = next(iter(listing_names(store)), "")
         if newest.endswith(suffix):
             return newest
-        name = f"listings/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}{suffix}"
-        store.create(name, data)
+        while newest.startswith(stamp := f"listings/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"):
+            time.sleep(0.05)  # of two of one second nobody could tell which is the newer
+        store.create(name := f"{stamp}{suffix}", data)
         return name
 
     def encode(self) -> bytes:
