@@ -44,14 +44,9 @@ CROPS, SMALLEST = 100, 0.3  # of each photo, and the side of a crop at least
 
 
 def sif_batch(*arguments: object) -> dict[str, Any]:
-    """Run the command line with --json; `rss_mb`: the peak of its largest process."""
-    code = (
-        "import resource, sys; from jobs.cli import main\n"
-        "try: main()\n"
-        "finally: print(max(resource.getrusage(w).ru_maxrss for w in (0, -1)) / 1024, file=sys.stderr)"
-    )
+    """Run the command line with --json; `rss_mb`: the peak of a run's process and of each of its workers, added up."""
     started, before = time.perf_counter(), os.times()
-    command = [sys.executable, "-c", code, *map(str, arguments), "--json"]
+    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     if done.returncode:
         raise SystemExit(
@@ -60,8 +55,9 @@ def sif_batch(*arguments: object) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(done.stdout)
     after = os.times()
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
-    wall_s = time.perf_counter() - started
-    return found | {"wall_s": wall_s, "cpu_s": cpu_s, "rss_mb": float(done.stderr.split()[-1])}
+    memory = found.get("memory", {"main": 0, "workers": []})
+    rss_mb = (memory["main"] + sum(memory["workers"])) / 2**20
+    return found | {"wall_s": time.perf_counter() - started, "cpu_s": cpu_s, "rss_mb": rss_mb}
 
 
 def apart(task: str, *arguments: object) -> dict[str, Any]:
