@@ -70,7 +70,7 @@ class EventLog:
 
     def __init__(self, store: Store, run_id: str):
         self._store, self._name = store, f"runs/{run_id}/events.jsonl"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may come in the midst of a line, and has one of its own to write
         self._lines: list[bytes] = []
         self._put_at = 0.0
         _logs.append(self)

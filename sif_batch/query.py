@@ -339,7 +339,9 @@ class Index:
             else:
                 ranked = self.segments.probe(self.reduced(block), queries, wanted, point)
             for i, (rows, apart) in enumerate(ranked, start):
-                kept = np.flatnonzero((rows[:, None] != left_out[i]).all(axis=1))[:k]
+                kept: Any = slice(k)
+                if left_out.shape[1]:
+                    kept = np.flatnonzero((rows[:, None] != left_out[i]).all(axis=1))[:k]
                 found.append((rows[kept], SIMILARITY[self.spec.metric](apart[kept]).astype(np.float32)))
         return found
 

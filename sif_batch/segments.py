@@ -15,6 +15,7 @@ from sif_batch.rows import decode_rows, exact_squared_distances, squared_distanc
 BLOCK = 8192  # rows compared at a time
 SPARE = 32  # rows beyond k that a rough comparison keeps, so that rounding and ties decide nothing
 TOGETHER = 4  # queries from which on all cores share the work
+ROUGHLY = 4e-5  # error of a rough squared distance, to those of query and row from the origin, with room
 MANY = 64  # queries from which on decoding rows once for all of them is cheaper than comparing them as they are kept
 RERANKED_AT_ONCE = 2**22  # numbers of candidates' rows in memory, for each thread
 
@@ -155,12 +156,15 @@ class Segments:
         return self.refine(queries, rows, self.rough_distances(queries, rows), k)
 
     def _nearest(self, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest to one query of candidates: `refine` with the kept rows read once."""
+        """The k nearest to one query of candidates: `refine` with the kept rows read once, and exactly for those alone
+        that may be among the k."""
         kept = self.take(rows)
-        if len(rows) > k + SPARE:
+        if len(rows) > k:
             rough = squared_distances(kept[None], query[None], self.unit)[0]
-            best = rough.argpartition(k + SPARE - 1)[: k + SPARE]
-            rows, kept = rows[best], kept[best]
+            limit = float(np.partition(rough, k - 1)[k - 1])
+            best = np.flatnonzero(rough <= limit + ROUGHLY * (limit + float(query @ query)))
+            if len(best) >= k:  # else some are damaged: all are looked at
+                rows, kept = rows[best], kept[best]
         return _in_order(rows, exact_squared_distances(kept, query, self.unit), k)
 
     def refine(self, queries: np.ndarray, rows: np.ndarray, rough: np.ndarray, k: int) -> "Ranked":

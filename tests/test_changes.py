@@ -84,7 +84,7 @@ def test_metadata_stands_before_fields_of_the_image_and_bad_tables_are_told(tmp_
     table = tmp_path / "t.parquet"
     pq.write_table(pa.table({"x": [10.5, float("nan")], "key": ["a", "b"], "z": [None, "t"]}), table)
     joined, found = join_metadata(live, read_metadata(str(table)))
-    assert joined["fields"].to_pylist() == ['{"x":10.5,"y":2}', '{"z":"t"}', '{"x":3}'] and found == 2
+    assert joined["fields"].to_pylist() == ['{"x":10.5,"y":2}', '{"x":null,"z":"t"}', '{"x":3}'] and found == 2
     assert join_metadata(live, read_metadata(str(table)).slice(0, 0))[0].equals(live)
     for columns, says in (({"key": ["a", "a"], "x": [1, 2]}, "2 times"), ({"x": [1]}, "expected key")):
         pq.write_table(pa.table(columns), table)

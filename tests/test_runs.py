@@ -66,3 +66,11 @@ def test_the_end_by_a_signal_is_written_down(tmp_path: Path) -> None:
     note_end("interrupted", signal="SIGTERM")
     note_end("never written")
     assert [event["event"] for event in events(tmp_path, "x")] == ["began", "interrupted"]
+
+
+def test_a_signal_in_the_midst_of_a_line_writes_its_own(tmp_path: Path) -> None:
+    log = EventLog(Store(str(tmp_path)), "1")
+    with log._lock:  # as in `write`, when the handler runs in the same thread
+        log.write("interrupted")
+    log.close()
+    assert json.loads((tmp_path / "runs/1/events.jsonl").read_text())["event"] == "interrupted"
