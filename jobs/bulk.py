@@ -1,7 +1,6 @@
 """Search in bulk: a source of images or a Parquet file of vectors asks, piece by piece, and one table is the answer."""
 
 import io
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from jobs.embed import embed_collection
 from jobs.progress import Reporter
-from jobs.results import working_folder, write_result
+from jobs.results import whole_path, working_folder, write_result
 from jobs.run import list_collection
 from jobs.search import Asking
 from jobs.settings import RunSettings
@@ -70,8 +69,7 @@ def search_in_bulk(
         spread("sif_batch.bulk:answer_piece", common, elements, "asking", (work, "hits"), reporter, beam)
         counts = {"queries": 0, "failed": 0, "hits": 0}
         write_result(out, HITS, _answers(work, names, pieces, counts))
-    where = os.path.abspath(out) if "://" not in out else out
-    return {"release": index.release, **counts, "out": where, "seconds": round(time.monotonic() - began, 2)}
+    return {"release": index.release, **counts, "out": whole_path(out), "seconds": round(time.monotonic() - began, 2)}
 
 
 def _name(index: Index, asking: Asking, pieces: Pieces, number: int) -> str:
@@ -121,7 +119,7 @@ def _vectors_of(index: Index, queries: str) -> Pieces | None:
                 remedy=f"ask with vectors of the release's encoder, {index.manifest['quantizer']['encoder']}",
             )
         break
-    folder, _, name = (os.path.abspath(queries) if "://" not in queries else queries).rpartition("/")
+    folder, _, name = whole_path(queries).rpartition("/")
     version = [info["size"], *(str(info.get(field)) for field in ("mtime", "ETag", "etag", "LastModified"))]
     groups = list(range(metadata.num_row_groups))
     return Pieces(folder, columns, [name] * len(groups), groups, digest(canonical_json(version)))

@@ -19,6 +19,7 @@ from jobs.spread import FEW, spread
 from pipelines.engines import in_this_process
 from sif_batch import release as releases
 from sif_batch.assembly import Placement, assemble, check_scratch, copy_encoder, write_images
+from sif_batch.catalog import Catalog
 from sif_batch.child import shared_children
 from sif_batch.config import RootRecord, SifBatchError, canonical_json
 from sif_batch.drift import measure_drift
@@ -78,12 +79,17 @@ def prepare_candidate(collection: Collection, quantizer: QuantizerRecord) -> Can
     with timed(collection.seconds, "quantize"):
         quantize_parts(store, quantizer.id, collection.used, collection.settings, collection.reporter)
     collection.reporter.say(f"assembling {len(live)} rows")
-    numbers = pc.unique(live["part"]).to_pylist()
-    made_by = {*(catalog.fingerprints[number] for number in numbers), canonical_json(quantizer.fingerprint).decode()}
-    manifest = decided | {"inputs": inputs, "fingerprints": [json.loads(text) for text in sorted(made_by)]}
+    manifest = decided | {"inputs": inputs, "fingerprints": fingerprints_of(catalog, live, quantizer)}
     scratch = collection.settings.scratch
     release, query_ms, curve_ms = build(store, quantizer, catalog.parts, live, manifest, scratch, collection.seconds)
     return Candidate(release, releases.read_manifest(store, f"releases/{release}"), query_ms, curve_ms)
+
+
+def fingerprints_of(catalog: Catalog, live: pa.Table, quantizer: QuantizerRecord) -> list[dict[str, str]]:
+    """By which arithmetic these rows and their codes were made, in order."""
+    numbers = pc.unique(live["part"]).to_pylist()
+    made_by = {*(catalog.fingerprints[number] for number in numbers), canonical_json(quantizer.fingerprint).decode()}
+    return [json.loads(text) for text in sorted(made_by)]
 
 
 def decide(collection: Collection, quantizer: QuantizerRecord) -> dict[str, Any]:

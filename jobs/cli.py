@@ -403,8 +403,7 @@ def search(place: str, images: tuple[str, ...], contact_sheet: str | None, as_js
     """
     from jobs import search as jobs
 
-    first_option = next((i for i, image in enumerate(images) if image.startswith("--")), len(images))
-    images, beam = images[:first_option], images[first_option:]
+    images, beam = split_at_options(images)
     queries, out = options.pop("queries"), options.pop("out")
     asking = jobs.Asking(images=images, **options)
     if queries or out:
@@ -861,13 +860,18 @@ def worker(worker_id: str, provision_endpoint: str) -> None:
     boot(worker_id, provision_endpoint)
 
 
+def split_at_options(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """click takes `--` away: what begins with -- behind other words is Beam's."""
+    first = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
+    return words[:first], words[first:]
+
+
 def split_beam_options(places: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The places, and Beam's options behind them: click takes `--` away, what begins with -- there is Beam's.
+    """The places, and Beam's options behind them.
 
     Where the command line gives no place, those of --config.
     """
-    first = next((i for i, place in enumerate(places) if place.startswith("--")), len(places))
-    places, beam = places[:first], places[first:]
+    places, beam = split_at_options(places)
     config = click.get_current_context().meta.get(CONFIG, {})
     if not places and "root" in config:
         places = (*config.get("sources", ()), config["root"])

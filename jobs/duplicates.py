@@ -1,13 +1,12 @@
 """Find the duplicates of a release: part by part, then groups, a table and a picture of them."""
 
-import os
 import time
 from typing import Any
 
 import pyarrow.compute as pc
 
 from jobs.progress import Reporter
-from jobs.results import working_folder, write_result
+from jobs.results import whole_path, working_folder, write_result
 from jobs.search import Answer
 from jobs.spread import spread
 from pipelines.engines import check_options
@@ -53,7 +52,7 @@ def find_duplicates(
         "exact": kinds.get("exact", 0),
         "near": kinds.get("near", 0),
         "largest": int(pc.max(pc.value_counts(found["group"]).field("counts")).as_py()) if len(found) else 0,
-        "out": os.path.abspath(out) if "://" not in out else out,
+        "out": whole_path(out),
         "contact_sheet": contact_sheet,
         "seconds": round(time.monotonic() - began, 2),
     }

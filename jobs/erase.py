@@ -1,7 +1,6 @@
 """Erase: a takedown. What names or shows an image, or was computed from it alone, is written anew without it."""
 
 import contextlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from jobs import traces
-from jobs.candidate import build, quantize_parts
+from jobs.candidate import build, fingerprints_of, quantize_parts
 from jobs.embed import settle
 from jobs.erasure import Erasure, find_erasure
 from jobs.progress import Reporter
 from jobs.settings import RunSettings, open_root
 from pipelines.engines import check_options
 from sif_batch.catalog import Catalog, load_whole, taken_over, without_rows
-from sif_batch.config import GateSettings, RootRecord, SifBatchError, canonical_json
+from sif_batch.config import GateSettings, RootRecord, SifBatchError
 from sif_batch.copies import forget
 from sif_batch.erased import FOLDER, add_erased
 from sif_batch.gate import judge
@@ -134,10 +133,9 @@ def _assemble(
     settings = RunSettings(sources=(), root=store.url, beam=tuple(check_options(())))
     used = np.unique(live["part"].to_numpy()).tolist()
     quantize_parts(store, quantizer.id, [catalog.parts[number] for number in used], settings, reporter)
-    made_by = {*(catalog.fingerprints[number] for number in used), canonical_json(quantizer.fingerprint).decode()}
     manifest = decided | {
         "inputs": inputs_digest(live, catalog.fingerprints, decided),
-        "fingerprints": [json.loads(text) for text in sorted(made_by)],
+        "fingerprints": fingerprints_of(catalog, live, quantizer),
     }
     return build(store, quantizer, catalog.parts, live, manifest, None, {})[0]
 

@@ -70,8 +70,9 @@ class Erasure:
 def find_erasure(store: Store, record: RootRecord, names: Sequence[str]) -> Erasure:
     """What is to be erased for these names, and of what was erased before and still stands somewhere."""
     catalogs = {encoder: load_whole(store, encoder, keep=False) for encoder in store.sizes("parts")}
-    wanted, keys = _wanted(store, record, names, catalogs)
-    work = Erasure(read_erased(store) | wanted, wanted.contents, catalogs)
+    before = read_erased(store)
+    wanted, keys = _wanted(store, record, names, catalogs, before)
+    work = Erasure(before | wanted, wanted.contents, catalogs)
     work.names.update(keys, (str(image["key"]) for image in work.images()))
     _look_into_quantizers(store, work)
     top = read_top(store)
@@ -89,10 +90,10 @@ def find_erasure(store: Store, record: RootRecord, names: Sequence[str]) -> Eras
 
 
 def _wanted(
-    store: Store, record: RootRecord, names: Sequence[str], catalogs: dict[str, Catalog]
+    store: Store, record: RootRecord, names: Sequence[str], catalogs: dict[str, Catalog], before: Erased
 ) -> tuple[Erased, set[str]]:
     """What these names ask for, and the keys among them. Raises SifBatchError for a name that ROOT does not know."""
-    before, listed = read_erased(store), listing_names(store)[:1]
+    listed = listing_names(store)[:1]
     entries = Listing.load(store, listed[0]).entries if listed else LISTING_SCHEMA.empty_table()
     known = [keys_of(entries), *(chunk for catalog in catalogs.values() for chunk in catalog.rows["key"].chunks)]
     keys, contents, held = set[str](), set[str](), set[tuple[int, int]]()

@@ -29,7 +29,8 @@ def explain_image(root: str, name: str) -> dict[str, Any]:
     entries, catalog = read_collection(store, record)
     keys = keys_of(entries)
     known = pa.chunked_array([keys, *catalog.rows["key"].chunks])
-    key = find_key(name, record, known, read_erased(store))
+    erasures = read_erased(store)
+    key = find_key(name, record, known, erasures)
     standing = standing_rows(entries, catalog)
     numbers = np.flatnonzero(pc.equal(catalog.rows["key"], key).to_numpy())
     stands = set(standing.row[np.isin(standing.row, numbers)].tolist())
@@ -41,7 +42,7 @@ def explain_image(root: str, name: str) -> dict[str, Any]:
         row["sha256"] = row["sha256"] and row["sha256"].hex()
     rows.sort(key=lambda row: (row["version"], row["attempt"]))
     entry = next(iter(entries.filter(pc.equal(keys, key.partition("::")[0])).to_pylist()), None)
-    erased = not len(rows) and read_erased(store).has_key(key)
+    erased = not len(rows) and erasures.has_key(key)
     standing_row = next((row for row in rows if row["stands"]), None)
     kind = standing_row and standing_row["kind"]
     meaning, remedy = (PERMANENT | TRANSIENT)[kind] if kind else (None, None)

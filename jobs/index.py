@@ -16,6 +16,7 @@ from sif_batch.gate import judge
 from sif_batch.history import publish, read_top
 from sif_batch.lease import Lease
 from sif_batch.metadata import join_metadata
+from sif_batch.rebuild import read_images
 from sif_batch.standing import live_rows
 from sif_batch.storage import Store
 
@@ -86,7 +87,6 @@ def _deleted(collection: Collection) -> int:
     """How many images of the current release are neither listed nor in a listed container any more."""
     if collection.current is None:
         return 0
-    with collection.store.open(f"releases/{collection.current[0]}/images.arrow") as file:
-        keys = pa.ipc.open_file(file).read_all()["key"]
+    keys = read_images(collection.store, collection.current[0])["key"]
     named = collection.embedded.keys.combine_chunks().cast(pa.large_string())
     return len(keys) - int(pc.sum(pc.is_in(keys, named)).as_py() or 0)

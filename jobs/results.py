@@ -19,8 +19,13 @@ def store_of(out: str) -> tuple[Store, str]:
     """The folder and name of a Parquet file to be made: a path or fsspec URL. Raises SifBatchError."""
     if not out.endswith(".parquet"):
         raise SifBatchError(f"--out {out}: expected the name of a Parquet file", remedy="end it with .parquet")
-    folder, _, name = (os.path.abspath(out) if "://" not in out else out).rpartition("/")
+    folder, _, name = whole_path(out).rpartition("/")
     return Store(folder or "/"), name
+
+
+def whole_path(place: str) -> str:
+    """A path from the root of the file system; a URL as it is."""
+    return os.path.abspath(place) if "://" not in place else place
 
 
 @contextlib.contextmanager

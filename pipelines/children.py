@@ -2,12 +2,12 @@
 
 import queue
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import apache_beam as beam
 
-from pipelines.runner import Progress, telling_why
+from pipelines.runner import Progress, settle
 from sif_batch.child import Child, shared_children
 from sif_batch.devices import usable_cores
 
@@ -47,16 +47,12 @@ class CallInChild(beam.DoFn):  # type: ignore[misc]
 
     def _settle(self, most: int) -> None:
         """Wait until at most so many elements are in work or waiting, and count the others' rows."""
-        with telling_why():
-            try:
-                while len(self._in_work) > most:
-                    done, self._in_work = wait(self._in_work, return_when=FIRST_COMPLETED)
-                    for element in done:
-                        beam.metrics.Metrics.counter("sif_batch", "rows").inc(element.result())
-                        Progress.update(1, 0)
-            except BaseException:
-                self._pool.shutdown(cancel_futures=True)
-                raise
+        settle(self._pool, self._in_work, most, _count)
+
+
+def _count(rows: int) -> None:
+    beam.metrics.Metrics.counter("sif_batch", "rows").inc(rows)
+    Progress.update(1, 0)
 
 
 class CallInChildren(beam.PTransform):  # type: ignore[misc]

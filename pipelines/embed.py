@@ -4,11 +4,11 @@ import os
 import queue
 import socket
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import apache_beam as beam
 
-from pipelines.runner import Progress, telling_why
+from pipelines.runner import Progress, settle, telling_why
 from sif_batch.child import Child, shared_children
 from sif_batch.devices import Lane, OwnLanes
 from sif_batch.embedding import ShardStats
@@ -48,16 +48,7 @@ class EmbedShard(beam.DoFn):  # type: ignore[misc]
 
     def _settle(self, most: int) -> None:
         """Wait until at most so many shards are in work or waiting, and count what the others cost."""
-        with telling_why():
-            try:
-                while len(self._in_work) > most:
-                    done, self._in_work = wait(self._in_work, return_when=FIRST_COMPLETED)
-                    for shard in done:
-                        count(shard.result())
-                        Progress.update(0, 0)  # a part stands
-            except BaseException:
-                self._pool.shutdown(cancel_futures=True)  # the other lanes end their shards
-                raise
+        settle(self._pool, self._in_work, most, count)
 
 
 def count(stats: ShardStats) -> None:
@@ -67,6 +58,7 @@ def count(stats: ShardStats) -> None:
     values[f"shards of {socket.gethostname()}:{os.getpid()}"] = 1
     for name, value in values.items():
         beam.metrics.Metrics.counter("sif_batch", name).inc(value)
+    Progress.update(0, 0)  # a part stands
 
 
 class EmbedShards(beam.PTransform):  # type: ignore[misc]

@@ -7,6 +7,7 @@ import re
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from pipelines.engines import serve_jobs, stop_serving
@@ -36,6 +37,20 @@ def telling_why() -> Iterator[None]:
         told = {"message": f"{error}"[:1000], "remedy": getattr(error, "remedy", "")}
         text = base64.urlsafe_b64encode(canonical_json(told)).decode()  # engines quote and escape each in its way
         raise RuntimeError(f"{error} (told by sif-batch: {text})") from error
+
+
+def settle(pool: ThreadPoolExecutor, in_work: set[Future[Any]], most: int, count: Callable[[Any], None]) -> None:
+    """Wait until at most so many elements are in work or waiting, and count the others' results."""
+    with telling_why():
+        try:
+            while len(in_work) > most:
+                done, _ = wait(in_work, return_when=FIRST_COMPLETED)
+                in_work -= done
+                for element in done:
+                    count(element.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # the other lanes end what they are at
+            raise
 
 
 def run_pipeline(transform: object, arguments: Sequence[str]) -> dict[str, int]:

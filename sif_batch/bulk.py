@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sif_batch.config import SifBatchError
-from sif_batch.query import Index
+from sif_batch.query import Index, opened
 from sif_batch.storage import Store, open_filesystem
 
 AT_ONCE = 1024
@@ -74,7 +74,7 @@ def answer_piece(
     store = Store(work)
     if store.exists(name):
         return 0
-    index, asked = _opened(place), 0
+    index, asked = opened(place), 0
     among = None if where is None else _among(place, where)
     tables = [ANSWERS.empty_table()]
     for names, vectors, errors in read_queries(f"{folder}/{file}", Columns(**columns), group):
@@ -88,13 +88,8 @@ def answer_piece(
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(place: str) -> Index:
-    return Index.open(place)
-
-
-@functools.lru_cache(maxsize=1)
 def _among(place: str, where: str) -> np.ndarray:
-    return _opened(place).rows_where(where)
+    return opened(place).rows_where(where)
 
 
 Queries = tuple[list[str], list[Any], list[str | None]]  # names, vectors, errors

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sif_batch.config import SifBatchError, canonical_json
-from sif_batch.query import Index
+from sif_batch.query import Index, opened
 from sif_batch.rows import vectors_of_rows
 from sif_batch.segments import OperatingPoint
 from sif_batch.storage import Store, digest
@@ -62,7 +62,7 @@ def pairs_name(index: Index, threshold: float, number: int) -> str:
 def find_part(report: Callable[[Any], None], place: str, work: str, threshold: float, number: int) -> int:
     """Write the pairs of one part of a release's rows into the folder `work`, unless they stand. Runs in the child.
     Returns how many rows asked."""
-    index, store = _opened(place), Store(work)
+    index, store = opened(place), Store(work)
     name = pairs_name(index, threshold, number)
     if store.exists(name):
         return 0
@@ -80,13 +80,8 @@ def find_part(report: Callable[[Any], None], place: str, work: str, threshold: f
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(place: str) -> Index:
-    return Index.open(place)
-
-
-@functools.lru_cache(maxsize=1)
 def _firsts(place: str) -> np.ndarray:
-    return np.unique(first_copies(_opened(place)))
+    return np.unique(first_copies(opened(place)))
 
 
 def first_copies(index: Index) -> np.ndarray:

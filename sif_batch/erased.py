@@ -3,7 +3,6 @@
 They hold digests, never a name: of keys, of contents, and of the listed files that had such contents.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -87,7 +86,7 @@ def _find(names: pa.Array, erased: Iterable[tuple[int, int]], hash_at: Callable[
 
 def entry_hash(source: str, path: str, version: str, **_: object) -> int:
     """The hash of a listed file."""
-    return int.from_bytes(hashlib.blake2b(canonical_json([source, path, version]), digest_size=8).digest(), "big")
+    return hash_of(canonical_json([source, path, version]).decode())
 
 
 def read_erased(store: Store) -> Erased:
@@ -105,5 +104,6 @@ def read_erased(store: Store) -> Erased:
 
 def add_erased(store: Store, erased: Erased) -> None:
     """Record what is erased from now on, unless it was before."""
-    if read_erased(store) | erased != read_erased(store):
+    before = read_erased(store)
+    if before | erased != before:
         store.create(f"{FOLDER}/{digest(erased.canonical(), 32)}.json", erased.canonical())

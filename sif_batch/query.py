@@ -417,6 +417,12 @@ class Index:
             raise SifBatchError(f"{name}: not usable as an image: {error.kind} ({error})") from error
 
 
+@functools.lru_cache(maxsize=1)
+def opened(place: str) -> Index:
+    """The index at a place, opened once: for children that are asked again and again."""
+    return Index.open(place)
+
+
 def find_release(url: str) -> tuple[Store, str]:
     """The store of a ROOT or release, and the folder in it of the release to open: history's top, or itself."""
     store = Store(url)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sif_batch.codebooks import encoder_of
 from sif_batch.devices import usable_cores
 from sif_batch.kernels import import_faiss, project
 from sif_batch.rows import decode_rows, exact_squared_distances, squared_distances
@@ -78,7 +79,7 @@ class Segments:
             for number, segment in enumerate(self.filled):
                 wanted = min(point.rerank, segment.size)
                 how = probes[number] if probes else self._parameters(segment, point, wanted)
-                index = _storage(segment.index) if probes else segment.index
+                index = encoder_of(segment.index) if probes else segment.index
                 found, ids = index.search(reduced, wanted, params=how)
                 if ids.size and (ids.min() < 0 or ids.max() >= segment.size):
                     good = (ids >= 0) & (ids < segment.size)
@@ -265,12 +266,6 @@ class Segments:
             sizes = np.array([lists.list_size(cell) for cell in range(segment.index.nlist)])
             total += int(sizes[probed[probed >= 0]].sum())
         return total / max(1, len(reduced))
-
-
-def _storage(index: Any) -> Any:
-    """The codes of a graph, to be compared with one by one; another index as it is."""
-    faiss = import_faiss()
-    return faiss.downcast_index(index.storage) if isinstance(index, faiss.IndexHNSW) else index
 
 
 Ranked = list[tuple[np.ndarray, np.ndarray]]

@@ -13,7 +13,7 @@ from sif_batch.failures import TRANSIENT
 from sif_batch.shards import OPEN, SPAN_SCHEMA
 from sif_batch.sources.containers import are_containers, container_kind
 from sif_batch.sources.files import uri_prefix
-from sif_batch.sources.listing import keys_of
+from sif_batch.sources.listing import are_rising, keys_of
 
 MAX_ATTEMPTS = 3
 MOST_ATTEMPTS = 127  # an int8 holds no more
@@ -148,8 +148,7 @@ def _in_order(entries: pa.Table) -> bool:
     """Whether entries stand in order of source, then path, as listings do."""
     if pc.count_distinct(entries["source"]).as_py() > 1:
         return False  # listings are, but to tell so takes as long as sorting
-    paths = entries["path"]
-    return len(paths) < 2 or bool(pc.all(pc.less_equal(paths[:-1], paths[1:])).as_py())
+    return are_rising(entries["path"])
 
 
 def _spans(

@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from jobs.progress import Reporter
+from sif_batch.child import close_shared_children
 
 REPOSITORY = Path(__file__).parents[1]
 PHOTOS = REPOSITORY / "examples" / "photos"
@@ -38,6 +41,19 @@ def run_command(folder: Path, *arguments: object, timeout_s: float = 300) -> Fin
     env = {"SIF_BATCH_REPORT": "0"} | os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=env, cwd=folder)
     return Finished(done.returncode, done.stdout, done.stderr)
+
+
+class Quiet(Reporter):
+    """Says nothing."""
+
+    def say(self, text: str) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[None]:
+    """The children that this process shares end with the module."""
+    yield
+    close_shared_children()
 
 
 @pytest.fixture(autouse=True)

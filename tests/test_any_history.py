@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from conftest import PHOTOS
+from conftest import PHOTOS, Quiet
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -30,7 +30,6 @@ from jobs.candidate import build, quantize_parts
 from jobs.compact import compact
 from jobs.erase import erase
 from jobs.gc import collect_garbage
-from jobs.progress import Reporter
 from jobs.releases import publish_by_hand, rollback
 from jobs.run import run
 from jobs.settings import RunSettings
@@ -55,10 +54,6 @@ NAMES = [f"{folder}/{name}.jpg" for folder in "ab" for name in "pqrst"]
 CONTENTS = 6
 BROKEN = b"no image"
 LEDGER = ("unchanged", "embedded", "reused", "failed", "failed_before")
-
-
-class Quiet(Reporter):
-    def say(self, text: str) -> None: ...
 
 
 class Killed(BaseException):

@@ -1,25 +1,23 @@
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import PHOTOS
+from conftest import PHOTOS, Quiet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import ENCODER, Row, checked, make_root, write_part
 
 from jobs.compact import compact
 from jobs.gc import collect_garbage
-from jobs.progress import Reporter
 from jobs.run import run
 from jobs.settings import RunSettings
 from jobs.verify import verify
 from sif_batch.catalog import load_catalog, load_whole
-from sif_batch.child import close_shared_children
 from sif_batch.compaction import plan_merges
 from sif_batch.config import GateSettings
 from sif_batch.parts import copy_rows, part_path
@@ -27,15 +25,7 @@ from sif_batch.query import Index
 from sif_batch.shards import Limits
 from sif_batch.storage import Store
 
-
-class Quiet(Reporter):
-    def say(self, text: str) -> None: ...
-
-
-@pytest.fixture(autouse=True, scope="module")
-def children() -> Iterator[None]:
-    yield
-    close_shared_children()
+pytestmark = pytest.mark.usefixtures("children")
 
 
 def rows_of(store: Store, part: str) -> list[dict[str, Any]]:

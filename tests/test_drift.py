@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Quiet
 from synthetic import (
     DIMENSION,
     ENCODER,
@@ -24,7 +25,6 @@ from synthetic import (
 
 from jobs.embed import ledger_of
 from jobs.index import Indexed, index_collection
-from jobs.progress import Reporter
 from jobs.settings import RunSettings
 from sif_batch.codes import quantize_part
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError, Source
@@ -144,10 +144,6 @@ def test_a_quantizer_is_unfit_for_another_encoder_or_kind_whatever_the_size() ->
 
 
 # What a night does about it.
-
-
-class Quiet(Reporter):
-    def say(self, text: str) -> None: ...
 
 
 def night(store: Store, rows: Sequence[Row], retrain: str = "auto", **index: object) -> Indexed:

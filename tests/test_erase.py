@@ -15,17 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import PHOTOS
+from conftest import PHOTOS, Quiet
 
 from jobs import erase as jobs_erase
 from jobs.erase import erase
 from jobs.explain import explain_image
-from jobs.progress import Reporter
 from jobs.releases import releases, rollback
 from jobs.run import run
 from jobs.settings import RunSettings
 from jobs.verify import verify
-from sif_batch.child import close_shared_children
 from sif_batch.config import BusyError, GateSettings, SifBatchError
 from sif_batch.erased import Erased, add_erased, entry_hash, read_erased
 from sif_batch.gate import judge
@@ -77,14 +75,7 @@ def kept_bytes(root: Path, key: str) -> bytes:
     return np.ascontiguousarray(index.kept_rows()[0][index.row_of(key)]).tobytes()
 
 
-class Quiet(Reporter):
-    def say(self, text: str) -> None: ...
-
-
-@pytest.fixture(autouse=True, scope="module")
-def children() -> Iterator[None]:
-    yield
-    close_shared_children()
+pytestmark = pytest.mark.usefixtures("children")
 
 
 def night(root: Path, *sources: Path, **options: Any) -> dict[str, Any]:

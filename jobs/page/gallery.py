@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
@@ -99,8 +100,8 @@ class Gallery:
         """The thumbnail of a row of the release that is open, or was before; None where there is no such row."""
         for index in (self._index, self._earlier):
             if index is not None and index.release.startswith(release) and 0 <= row < len(index):
-                uri, sha256 = (index.column(name)[row].as_py() for name in ("uri", "sha256"))
-                return self.thumbnails.get(uri, sha256, side)
+                (image,) = index.roster.take(np.array([row]), ["uri", "sha256"]).to_pylist()
+                return self.thumbnails.get(image["uri"], image["sha256"], side)
         return None
 
     def facts(self, index: Index) -> Facts:

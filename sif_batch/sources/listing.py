@@ -143,7 +143,11 @@ def list_sources(sources: Sequence[Source], on_progress: Callable[[int], None] =
 
 def in_order(found: pa.Table) -> pa.Table:
     """The rows in order of path, as buckets and inventories give them anyway."""
-    paths = found["path"]
-    if len(paths) < 2 or pc.all(pc.less_equal(paths.slice(0, len(paths) - 1), paths.slice(1))).as_py():
+    if are_rising(found["path"]):
         return found
     return found.take(pc.sort_indices(found, [("path", "ascending")])).combine_chunks()
+
+
+def are_rising(paths: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether they stand in order already, which is told sooner than sorted."""
+    return len(paths) < 2 or bool(pc.all(pc.less_equal(paths[:-1], paths[1:])).as_py())
