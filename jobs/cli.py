@@ -239,7 +239,8 @@ INDEX_OPTIONS = (
     click.option(
         "--max-query-ms",
         type=click.FloatRange(min=0, min_open=True),
-        help="Refuse an index whose queries take longer here, one alone on one core. Default: no limit.",
+        help="Limit of one query alone on one core: an exact index gives way sooner; one that is slower here is "
+        "refused. Default: none.",
     ),
     click.option(
         "--retrain",

@@ -53,7 +53,7 @@ def make_task(
     if current and settings.retrain != "now" and not _is_unfit(current, record, encoder, rows, settings):
         spec = current.spec
     else:
-        family = choose_family(record.index, rows, current.spec.family if current else None)
+        family = choose_family(record.index, rows, encoder.dimension, current.spec.family if current else None)
         spec = choose_spec(record.index, family, encoder.id, encoder.dimension, rows)
         trained = min(rows * 15 // 16, max(TRAINING_ROWS, TRAINING_ROWS_PER_CELL * spec.cells))
     quantized = images + (standing if trained else 0)

@@ -66,7 +66,7 @@ def why_drifted(drift: dict[str, Any] | None) -> str | None:
 
 def why_outgrown(record: QuantizerRecord, settings: IndexSettings, rows: int) -> str | None:
     """Why a collection of this size needs another quantizer; None: it does not."""
-    family = choose_family(settings, rows, record.spec.family)
+    family = choose_family(settings, rows, record.spec.dimension, record.spec.family)
     if settings.family == "auto" and family != record.spec.family:
         return f"{family} is the kind for {rows:,} images, it is {record.spec.family}"
     if rows >= RETRAIN_AT * record.trained_for_rows:

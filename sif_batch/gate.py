@@ -158,6 +158,8 @@ def _too_slow(manifest: dict[str, Any], query_ms: float, limit: float) -> str:
     wanted = manifest["codes_scanned"] * limit / query_ms
     had = [point["recall"] for point in manifest.get("curve", []) if point["codes_scanned"] <= wanted]
     offer = f", about recall {max(had):g} can be had in that" if had else ""
+    if manifest["settings"].get("family") == "flat":
+        offer = ", --family auto takes a quicker kind"
     return f"a query takes {query_ms:.2f} ms, --max-query-ms is {limit:g}{offer}"
 
 

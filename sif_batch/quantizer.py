@@ -136,8 +136,8 @@ def train_quantizer(
     store: Store, encoder_id: str, settings: IndexSettings, parts: list[str], live: pa.Table, current: str | None
 ) -> QuantizerRecord:
     """Train a quantizer for these live rows, or find the one that the same vectors made before."""
-    family = choose_family(settings, len(live), current)
     dimension = read_rows(store, encoder_id, parts, live, np.arange(1)).shape[1]
+    family = choose_family(settings, len(live), dimension, current)
     spec = choose_spec(settings, family, encoder_id, dimension, len(live))
     training, held_out = sample_rows(live, spec.cells)
     queries = read_rows(store, encoder_id, parts, live, held_out)

@@ -81,7 +81,7 @@ class Segments:
                 how = probes[number] if probes else self._parameters(segment, point, wanted)
                 index = encoder_of(segment.index) if probes else segment.index
                 found, ids = index.search(reduced, wanted, params=how)
-                if ids.size and (ids.min() < 0 or ids.max() >= segment.size):
+                if ids.size and ids.view(np.uint64).max() >= segment.size:  # a negative one too
                     good = (ids >= 0) & (ids < segment.size)
                     found, ids = np.where(good, found, np.inf), np.where(good, ids, -1 - segment.start)
                 distances.append(found)

@@ -7,7 +7,9 @@ from sif_batch.config import Frozen, IndexSettings, SifBatchError
 from sif_batch.rows import FACTOR, RowForm, row_type, row_width
 
 FLAT_BELOW = 10_000
-BACK_TO_FLAT_BELOW = 8_000
+FLAT_AT_LEAST = 1_000  # below, no other kind is quicker
+FLAT_BYTES_PER_MS = 12_000_000  # of float16 rows that a core compares: see docs/decisions.md
+BACK_TO_FLAT = 0.8  # of the rows from which on an index is no longer exact: near the line the kind in use stays
 RETRAIN_AT = 2.0  # times the rows that the quantizer was trained for
 ROWS_PER_CELL = 39  # faiss warns below this many training rows a centroid
 REDUCED = 256
@@ -68,12 +70,23 @@ class QuantizerSpec(Frozen):
         return f"{self.family}{cells}, {codes}, {kept} for re-ranking, {self.bytes_per_row} bytes a row"
 
 
-def choose_family(settings: IndexSettings, rows: int, current: str | None) -> OneFamily:
-    """Exact below about 10,000 rows unless asked otherwise; near the line the family in use stays."""
+def choose_family(settings: IndexSettings, rows: int, dimension: int, current: str | None) -> OneFamily:
+    """Exact below about 10,000 rows, fewer where a query must be quicker, unless asked otherwise; near the line the
+    family in use stays."""
     if settings.family != "auto":
         return settings.family
-    limit = BACK_TO_FLAT_BELOW if current not in (None, "flat") else FLAT_BELOW
+    limit = flat_below(settings.max_query_ms, dimension)
+    if current not in (None, "flat"):
+        limit = int(BACK_TO_FLAT * limit)
     return "flat" if rows < limit else "ivf-pq"
+
+
+def flat_below(max_query_ms: float | None, dimension: int) -> int:
+    """The rows below which an index is exact: no more than a query has time to compare with."""
+    if max_query_ms is None:
+        return FLAT_BELOW
+    readable = int(max_query_ms * FLAT_BYTES_PER_MS / (2 * dimension))
+    return min(FLAT_BELOW, max(FLAT_AT_LEAST, readable))
 
 
 def choose_spec(settings: IndexSettings, family: str, encoder: str, dimension: int, rows: int) -> QuantizerSpec:

@@ -70,6 +70,10 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         {"settings": {"max_query_ms": 1.0}},
         "a query takes 2.00 ms, --max-query-ms is 1, about recall 0.9 can be had in that",
     ),
+    (
+        {"settings": {"max_query_ms": 1.0, "family": "flat"}},
+        "a query takes 2.00 ms, --max-query-ms is 1, --family auto takes a quicker kind",
+    ),
 ]
 
 

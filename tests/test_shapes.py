@@ -4,25 +4,38 @@ from hypothesis import strategies as st
 from synthetic import ENCODER, checked
 
 from sif_batch.config import IndexSettings, SifBatchError
-from sif_batch.shapes import BACK_TO_FLAT_BELOW, FLAT_BELOW, choose_family, choose_spec
+from sif_batch.shapes import FLAT_AT_LEAST, FLAT_BELOW, choose_family, choose_spec
 
 AUTO, FLAT, IVF = (IndexSettings.model_validate({"family": family}) for family in ("auto", "flat", "ivf-pq"))
 FAMILIES = ["flat", "ivf-flat", "ivf-pq", "ivf-rabitq", "hnsw"]
 
 
 def test_the_family_is_exact_below_the_line_unless_asked_otherwise() -> None:
-    assert choose_family(AUTO, FLAT_BELOW - 1, None) == "flat"
-    assert choose_family(AUTO, FLAT_BELOW, None) == "ivf-pq"
-    assert choose_family(FLAT, 10**7, "ivf-pq") == "flat"
-    assert choose_family(IVF, 100, "flat") == "ivf-pq"
+    assert choose_family(AUTO, FLAT_BELOW - 1, 1280, None) == "flat"
+    assert choose_family(AUTO, FLAT_BELOW, 1280, None) == "ivf-pq"
+    assert choose_family(FLAT, 10**7, 1280, "ivf-pq") == "flat"
+    assert choose_family(IVF, 100, 1280, "flat") == "ivf-pq"
+
+
+@pytest.mark.parametrize(
+    ("max_query_ms", "dimension", "rows"),
+    [(0.512, 1280, 2400), (0.512, 512, 6000), (5, 512, FLAT_BELOW), (0.01, 2048, FLAT_AT_LEAST)],
+)
+def test_an_index_is_exact_for_no_more_rows_than_a_query_has_time_for(
+    max_query_ms: float, dimension: int, rows: int
+) -> None:
+    hurried = IndexSettings(max_query_ms=max_query_ms)
+    assert choose_family(hurried, rows - 1, dimension, None) == "flat"
+    assert choose_family(hurried, rows, dimension, "flat") == "ivf-pq"
+    assert choose_family(hurried, rows - 1, dimension, "ivf-pq") == "ivf-pq"
+    assert choose_family(FLAT.model_copy(update={"max_query_ms": max_query_ms}), rows, dimension, None) == "flat"
 
 
 def test_near_the_line_the_family_in_use_stays() -> None:
-    assert BACK_TO_FLAT_BELOW < FLAT_BELOW
     sizes = [9_000, 10_500, 9_500, 8_000, 7_999, 9_999, 10_000]
     family, seen = None, []
     for size in sizes:
-        family = choose_family(AUTO, size, family)
+        family = choose_family(AUTO, size, 1280, family)
         seen.append(family)
     assert seen == ["flat", "ivf-pq", "ivf-pq", "ivf-pq", "flat", "flat", "ivf-pq"]
 
