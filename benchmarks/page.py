@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import pyarrow as pa
@@ -83,6 +84,7 @@ class Visitor:
 
     def __init__(self, url: str):
         self.url = url.replace("http:", "ws:") + "/_stcore/stream"
+        self.large: dict[str, Any] = {}  # messages by their hash, which Streamlit sends but once
 
     async def open(self) -> "Visitor":
         from websockets.asyncio.client import connect
@@ -90,23 +92,43 @@ class Visitor:
         self.socket = await connect(self.url, subprotocols=["streamlit"], max_size=None)  # type: ignore[list-item]
         return self
 
-    async def ask(self, address: str) -> tuple[float, list[str]]:
-        """Seconds until the script has run for this address, and the keys that the grid was given."""
+    async def ask(self, key: str, where: str = "") -> tuple[float, list[str]]:
+        """Seconds until the page shows the images like that one, and their keys."""
+        began = time.perf_counter()
+        await self.send(key, where)
+        while True:
+            asked, keys = await self.shown()
+            if asked == key:
+                return time.perf_counter() - began, keys
+
+    async def send(self, key: str, where: str = "") -> None:
+        """Go to the address of a question, without waiting for its answer."""
         from streamlit.proto.BackMsg_pb2 import BackMsg
-        from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
         asked = BackMsg()
-        asked.rerun_script.query_string = address
-        began, keys = time.perf_counter(), []
+        asked.rerun_script.query_string = urlencode({"key": key} | ({"where": where} if where else {}))
         await self.socket.send(asked.SerializeToString())
+
+    async def shown(self) -> tuple[str, list[str]]:
+        """What the next run of the script that reaches its end shows: the key asked with, and the keys found."""
+        from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+
+        asked, keys = "", list[str]()
         while True:
             message = ForwardMsg()
             message.ParseFromString(await asyncio.wait_for(self.socket.recv(), 60))  # type: ignore[arg-type]
+            if message.metadata.cacheable:
+                self.large[message.hash] = message
+            if message.WhichOneof("type") == "ref_hash":
+                message = self.large[message.ref_hash]
             kind = message.WhichOneof("type")
             if kind == "delta" and message.delta.new_element.WhichOneof("type") == "bidi_component":
-                keys = [card["key"] for card in json.loads(message.delta.new_element.bidi_component.json)["cards"]]
+                grid = json.loads(message.delta.new_element.bidi_component.json)
+                asked, keys = grid["query"]["lines"][0], [card["key"] for card in grid["cards"]]
             if kind == "script_finished":
-                return time.perf_counter() - began, keys
+                if message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY:
+                    return asked, keys
+                asked, keys = "", []  # broken off for a newer question
 
     async def close(self) -> None:
         await self.socket.close()
@@ -121,11 +143,9 @@ async def visit(url: str, index: Index, visitors: int, rounds: int) -> dict[str,
         return str(all_keys[int(random.integers(len(index)))].as_py())
 
     async def check(visitor: Visitor, key: str, where: str = "") -> float:
-        from urllib.parse import urlencode
-
-        seconds, keys = await visitor.ask(urlencode({"key": key} | ({"where": where} if where else {})))
-        expected = [hit.key for hit in index.search(key=key, k=len(keys) or 1, where=where or None)]
-        if len(keys) != 24 or keys != expected:
+        seconds, keys = await visitor.ask(key, where)
+        expected = [hit.key for hit in index.search(key=key, k=24, where=where or None)]
+        if keys != expected:
             raise SystemExit(f"a wrong answer to {key}: {keys}")
         return seconds
 
@@ -140,11 +160,11 @@ async def visit(url: str, index: Index, visitors: int, rounds: int) -> dict[str,
     together = []
     for _ in range(rounds):
         asked = [some_key() for _ in crowd]
-        answers = [visitor.ask(f"key={key}") for visitor, key in zip(crowd, asked, strict=True)]
-        found = await asyncio.gather(*answers)
-        together += [seconds for seconds, _ in found]
-        if any(len(keys) != 24 for _, keys in found):
-            raise SystemExit("a visitor of many got no answer")
+        answers = [visitor.ask(key) for visitor, key in zip(crowd, asked, strict=True)]
+        for key, (seconds, keys) in zip(asked, await asyncio.gather(*answers), strict=True):
+            together.append(seconds)
+            if keys != [hit.key for hit in index.search(key=key, k=24)]:
+                raise SystemExit(f"one of many got a wrong answer to {key}: {keys}")
     for visitor in crowd:
         await visitor.close()
     return {"query": single, "filtered": filtered, "together": together}

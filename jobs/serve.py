@@ -1,8 +1,10 @@
 """Serve the web page of a release. Needs the extra `page`."""
 
+import contextlib
 import importlib.util
+import logging
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from jobs.page.asking import MOST_UPLOADED
@@ -17,7 +19,8 @@ CONFIG = {
     "client.toolbarMode": "minimal",
     "global.developmentMode": False,
     "logger.hideWelcomeMessage": True,
-    "runner.postScriptGC": False,  # a whole collection after each click is most of its work, see docs/decisions.md
+    "runner.fastReruns": False,  # see docs/decisions.md, as for the next
+    "runner.postScriptGC": False,  # a whole collection after each click is most of its work
     "server.fileWatcherType": "none",
     "server.headless": True,
     "server.maxUploadSize": MOST_UPLOADED // 1_000_000,
@@ -26,6 +29,8 @@ CONFIG = {
     "theme.primaryColor": "#2563eb",
     "theme.textColor": "#1d2129",
 }
+BINDS = "streamlit.web.server.starlette.starlette_server"
+REMEDY = "give another --port or --host"
 
 
 def check_extra() -> None:
@@ -35,33 +40,46 @@ def check_extra() -> None:
 
 
 def serve(settings: PageSettings, host: str, port: int, ready: Callable[[str, str, int], None]) -> None:
-    """Serve until a signal ends the process. ready is called before, with the page's address, the release and its rows.
+    """Serve until a signal ends the process. ready is called with the page's address, the release and its rows, once
+    the port accepts connections.
 
     port: 0: any free one. Raises SifBatchError.
     """
     check_extra()
     index = open_gallery(settings).current()
-    port = check_port(host, port)
+    if port:
+        check_port(host, port)
 
     import streamlit as st
 
     from jobs.page.routes import ROUTES
 
-    shown = f"[{host}]" if ":" in host else host
-    ready(f"http://{shown}:{port}", index.release, len(index))
-    app = st.App(Path(__file__).parent / "page" / "app.py", routes=ROUTES)
-    app.run(config=CONFIG | {"server.address": host, "server.port": port})
+    announced = False
+
+    @contextlib.asynccontextmanager
+    async def announce(app: st.App) -> AsyncIterator[None]:  # Streamlit listens before it starts its app
+        nonlocal announced
+        announced, shown = True, f"[{host}]" if ":" in host else host
+        ready(f"http://{shown}:{st.get_option('server.port')}", index.release, len(index))
+        yield
+
+    logging.getLogger(BINDS).addFilter(lambda record: False)  # its line about a port, beside ours
+    app = st.App(Path(__file__).parent / "page" / "app.py", routes=ROUTES, lifespan=announce)
+    try:
+        app.run(config=CONFIG | {"server.address": host, "server.port": port})
+    except SystemExit:
+        if announced:
+            raise
+        check_port(host, port)
+        raise SifBatchError(f"{host}:{port}: cannot listen there", remedy=REMEDY) from None
 
 
-def check_port(host: str, port: int) -> int:
-    """The port, for 0 a free one. Raises SifBatchError where nothing can listen on it."""
+def check_port(host: str, port: int) -> None:
+    """Raise SifBatchError where nothing can listen on a port."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-            return int(probe.getsockname()[1])
     except OSError as error:
-        raise SifBatchError(
-            f"{host}:{port}: cannot listen there ({error.strerror or error})", remedy="give another --port or --host"
-        ) from error
+        raise SifBatchError(f"{host}:{port}: cannot listen there ({error.strerror or error})", remedy=REMEDY) from error

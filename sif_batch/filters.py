@@ -59,8 +59,8 @@ def qualifying(table: pa.Table, condition: pc.Expression) -> pa.Array:
 
 
 def names_of(schema: pa.Schema) -> list[str]:
-    """The columns that a person may filter by."""
-    return [field.name for field in schema if field.name not in ("hash", "sha256")]
+    """The columns that a person may filter by; by place an image is known by its key, which stays when uris change."""
+    return [field.name for field in schema if field.name not in ("hash", "uri", "sha256")]
 
 
 class _Parser:

@@ -4,6 +4,7 @@ It holds keys of images in the release and filters, never an image, its bytes or
 appended whole, so that any number of threads and processes may write one file.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -28,6 +29,7 @@ class UsageLog:
         self.path = path
         try:
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            self._cut_off = False  # in the midst of a line
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             raise SifBatchError(
@@ -61,8 +63,18 @@ class UsageLog:
         self._append({"what": "click", "id": query, "key": key, "rank": rank})
 
     def _append(self, line: dict[str, Any]) -> None:
+        """Raises SifBatchError where the line cannot be written, or not whole."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        os.write(self._file, canonical_json(line | {"time": now}) + b"\n")
+        data = canonical_json(line | {"time": now}) + b"\n"
+        try:
+            written = os.write(self._file, b"\n" + data if self._cut_off else data)
+            self._cut_off = written < len(data)
+            if self._cut_off:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise SifBatchError(
+                f"{self.path}: the log cannot be written ({error.strerror})", remedy="make room for it, or leave it out"
+            ) from error
 
     def close(self) -> None:
         os.close(self._file)

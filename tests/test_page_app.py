@@ -16,6 +16,7 @@ from PIL import Image
 
 pytest.importorskip("streamlit", reason="needs the extra page")
 from streamlit.testing.v1 import AppTest
+from streamlit.util import calc_hash
 
 from jobs.page import serving
 from jobs.page.asking import MOST_UPLOADED
@@ -236,6 +237,31 @@ def test_marks_are_kept_and_usage_is_noted_where_that_was_asked_for(root: Path, 
     visitor.click("ask", {"key": second, "rank": 2})
     visitor.upload(("secret-name.jpg", (PHOTOS / "pizza/image_0003.jpg").read_bytes()))
     assert "secret-name" not in log.read_text() and len(log.read_text().splitlines()) == 4  # 3 questions, a click
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is full")
+def test_a_log_that_is_full_stops_nobody(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    index = serving.open_gallery(PageSettings(place=str(root), feedback_log="/dev/full")).current()
+    visitor = Visitor(key=ASKED)
+    assert visitor.keys == found_by(index, key=ASKED) and not visitor.errors
+    assert [warning.value for warning in visitor.page.warning] == [
+        "The log of questions and clicks cannot be written just now; the page goes on without."
+    ]
+    second = visitor.keys[1]
+    visitor.click("ask", {"key": second, "rank": 2})
+    assert visitor.keys == found_by(index, key=second) and not visitor.errors
+    assert "/dev/full: the log cannot be written (No space left on device)" in capfd.readouterr().err
+
+
+def test_a_log_that_was_removed_is_told_on_its_page(root: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    serving.open_gallery(PageSettings(place=str(root), feedback_log=str(log)))
+    visitor = Visitor(key=ASKED)
+    log.unlink()
+    visitor.page._page_hash = calc_hash("usage")  # as a click on the page's link does
+    visitor.page.run()
+    (error,) = visitor.errors
+    assert "cannot be read (No such file or directory)" in error
 
 
 def test_a_release_that_is_removed_or_replaced_is_told(root: Path, tmp_path: Path) -> None:

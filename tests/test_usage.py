@@ -1,6 +1,7 @@
 """The log of queries and clicks: what it holds, that many may write it, and its summary by hand."""
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,26 @@ def test_lines_of_many_writers_stay_whole(tmp_path: Path) -> None:
         log.close()
     found = summarise(str(tmp_path / "log"))
     assert (found["queries"], found["clicks"], found["click_share"], found["unreadable_lines"]) == (400, 400, 1.0, 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is full")
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SifBatchError, match="/dev/full: the log cannot be written .No space left on device."):
+        ask(UsageLog("/dev/full"))
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, write = UsageLog(str(tmp_path / "log")), os.write
+    ask(log)
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda file, data: write(file, data[:20]))
+        with pytest.raises(SifBatchError, match="cannot be written"):
+            ask(log)
+    ask(log)
+    ask(log)
+    found = summarise(log.path)
+    assert (found["queries"], found["unreadable_lines"]) == (3, 1)
+    log.close()
 
 
 def test_a_place_that_holds_no_log_says_so(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def main() -> None:
             if chosen.url_path:  # not the first page
                 keep_question()
             chosen.run()
+    except SifBatchError as error:
+        st.error(readable_error(error))
     except Exception:  # a defect: its trace is for whoever serves, not for visitors
         traceback.print_exc()
         st.error("Something went wrong here. The server's log says what.")

@@ -105,9 +105,10 @@ class Gallery:
         return None
 
     def facts(self, index: Index) -> Facts:
-        if self._facts is None or self._facts.release != index.release:
-            self._facts = find_facts(index, self.settings.place)
-        return self._facts
+        facts = self._facts  # another visitor may see a newer release already
+        if facts is None or facts.release != index.release:
+            facts = self._facts = find_facts(index, self.settings.place)
+        return facts
 
     def choices(self, index: Index, column: str) -> Choices:
         name = (index.release, column)

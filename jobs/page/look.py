@@ -5,6 +5,9 @@ are the session's.
 """
 
 import base64
+import contextlib
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import streamlit as st
@@ -60,11 +63,19 @@ def asked(index: Index) -> Question:
 def answered(shared: Gallery, index: Index, question: Question) -> Answer:
     """The answer: the last one again where nothing else is asked."""
     last = st.session_state.get("answered")
-    if last != (index.release, question):
+    if last is None or last[0] != (index.release, question):
         found = answer(index, question)
-        st.session_state["answer"] = found
-        st.session_state["answered"] = index.release, question
-        st.session_state["logged"] = shared.log and shared.log.asked(
+        last = (index.release, question), found, note_question(shared, index, question, found)
+        st.session_state["answered"] = last  # as one, for a script that is broken off here
+    return last[1]  # type: ignore[no-any-return]
+
+
+def note_question(shared: Gallery, index: Index, question: Question, found: Answer) -> str | None:
+    """Note it in the usage log, if there is one; returns its id there."""
+    if shared.log is None:
+        return None
+    with telling_of_log():
+        return shared.log.asked(
             release=index.release,
             by=question.by,
             k=question.k,
@@ -76,7 +87,17 @@ def answered(shared: Gallery, index: Index, question: Question) -> Answer:
             wrong=len(question.wrong),
             expand=question.expand,
         )
-    return st.session_state["answer"]  # type: ignore[no-any-return]
+    return None
+
+
+@contextlib.contextmanager
+def telling_of_log() -> Iterator[None]:
+    """Go on where the usage log cannot be written: visitors are told that, whoever serves is told why."""
+    try:
+        yield
+    except SifBatchError as error:
+        print(f"sif-batch: {error}; {error.remedy}", file=sys.stderr)
+        st.warning("The log of questions and clicks cannot be written just now; the page goes on without.")
 
 
 def show_marks(shared: Gallery, question: Question) -> None:
@@ -124,9 +145,10 @@ def show_answer(index: Index, question: Question, found: Answer) -> None:
 def ask_card() -> None:
     """An image was clicked."""
     if clicked := st.session_state["grid"].get("ask"):
-        log, logged = gallery().log, st.session_state["logged"]
+        log, (_, _, logged) = gallery().log, st.session_state["answered"]
         if log and logged:
-            log.clicked(logged, clicked["key"], clicked["rank"])
+            with telling_of_log():
+                log.clicked(logged, clicked["key"], clicked["rank"])
         ask(clicked["key"])
 
 
