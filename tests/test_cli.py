@@ -150,7 +150,7 @@ def test_what_cannot_be_asked_says_why(root: Path, tmp_path: Path) -> None:
     bulk = ("--queries", tmp_path / "empty", "--out", tmp_path / "hits.parquet")
     for arguments, code, says in (
         (("-k", 0, PIZZA), 2, "0 is not in the range"),
-        ((PIZZA, "--where", "colour = 'red'"), 1, "no column 'colour' to filter by; it has: key, uri, source, folder"),
+        ((PIZZA, "--where", "colour = 'red'"), 1, "no column 'colour' to filter by; it has: key, source, folder"),
         ((PIZZA, "--where", "folder = pizza"), 1, "breaks off at 'pizza': a value"),
         ((PIZZA, "--right", "photos/gone.jpg"), 1, "no image of the release has the key 'photos/gone.jpg'"),
         ((PIZZA, PIZZA, "--right", "x"), 2, "add --together"),
