@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from sif_batch.config import IndexSettings, SifBatchError
 from sif_batch.kernels import import_faiss
 from sif_batch.quantizer import load_quantizer, train_quantizer
 from sif_batch.query import Index
+from sif_batch.segments import OperatingPoint
 from sif_batch.storage import Store
 
 COUNT = 1200
@@ -204,27 +206,31 @@ def test_threads_asking_at_once_agree_with_one(released: Path) -> None:
     assert all(found[number] == wanted for number in range(6))
 
 
-def test_a_query_alone_uses_one_thread_and_leaves_the_number_as_it_was(released: Path) -> None:
-    index, faiss = Index.open(str(released)), import_faiss()
-    seen: list[int] = []
-    search = index.segments.all[0].index.search
-
-    class Watched:
-        def __init__(self, real: Any):
-            self.real = real
-
-        def search(self, *given: Any, **options: Any) -> Any:
-            seen.append(faiss.omp_get_max_threads())
-            return search(*given, **options)
-
+@pytest.mark.parametrize("family", ["ivf-flat", "ivf-pq", "ivf-rabitq", "hnsw"])
+def test_a_query_alone_stays_on_one_core_and_many_use_all(tmp_path: Path, family: str) -> None:
+    rows = [Row(path) for path in paths(COUNT)]
+    store = make_root(tmp_path / "root", rows, 500)
+    index = Index.open(store.path(f"releases/{build_release(store, entries_of(rows), tmp_path, family)}"))
+    faiss = import_faiss()
+    x = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
     before = faiss.omp_get_max_threads()
-    real = index.segments.filled[0]
-    index.segments.filled[0] = type(real)(real.start, real.size, real.rows, Watched(real.index))
-    index.segments.filled[1:] = []
-    index.segments._parameters = lambda *given: faiss.SearchParametersIVF(nprobe=1)  # type: ignore[method-assign]
-    index.ranked(np.ones((1, 48), np.float32), 5)
-    index.ranked(np.ones((16, 48), np.float32), 5)
-    assert seen == [1, len(os.sched_getaffinity(0))] and faiss.omp_get_max_threads() == before
+    faiss.omp_set_num_threads(2)
+    try:
+        candidates(index, x)  # threads are started
+        others = time.process_time() - time.thread_time()
+        for query in x:
+            candidates(index, query[None])
+        alone = time.process_time() - time.thread_time() - others
+        for _ in range(20):
+            candidates(index, x)
+        assert alone < 0.001 < time.process_time() - time.thread_time() - others - alone
+        assert faiss.omp_get_max_threads() == 2
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def candidates(index: Index, x: np.ndarray) -> None:
+    index.segments.candidates(index.reduced(x.astype(np.float64)), OperatingPoint(8, 50))
 
 
 DAMAGED_QUERIES = """
