@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.engines import fetch
-from scripts.engines.clusters import flink_cluster, s3_server, spark_cluster
+from scripts.engines.clusters import flink_cluster, spark_cluster
+from scripts.engines.stores import s3_server
 
 REPOSITORY = Path(__file__).parents[1]
 PHOTOS = REPOSITORY / "examples" / "photos"

@@ -121,7 +121,9 @@ def gcs_options(given: dict[str, Any]) -> Options:
     """As Google's own tools: the default credentials of the application; STORAGE_EMULATOR_HOST."""
     endpoint = given.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")
     if endpoint:
-        return {"base_url": endpoint if "://" in endpoint else f"http://{endpoint}", "skip_signature": True}, None
+        # An emulator looks at no token; without one obstore would ask a metadata server for it before each write.
+        base_url = endpoint if "://" in endpoint else f"http://{endpoint}"
+        return {"base_url": base_url}, lambda: {"token": "emulator", "expires_at": None}
     if given.get("token") == "anon":
         return {"skip_signature": True}, None
     import google.auth

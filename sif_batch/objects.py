@@ -1,5 +1,6 @@
 """Objects in a bucket, by the client that costs least (obstore), in fsspec's words. A path is bucket/key."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -7,8 +8,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fsspec import AbstractFileSystem
 
@@ -30,6 +32,7 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
     def __init__(self, scheme: str):
         super().__init__()
         self.protocol = self.scheme = scheme
+        self._version = "generation" if scheme in ("gs", "gcs") else "etag"
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -66,6 +69,10 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
 
     def find(self, path: str, maxdepth: Any = None, withdirs: bool = False, detail: bool = False, **_: Any) -> Any:
         found = dict(self.walk_objects(path))
+        if not found:
+            with contextlib.suppress(FileNotFoundError):
+                info = self.info(path)
+                found = {info["name"]: info} if info["type"] == "file" else {}
         return found if detail else list(found)
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> Any:
@@ -91,6 +98,13 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
         if key and not found["objects"] and not found["common_prefixes"]:
             raise FileNotFoundError(2, "there is no such object", path)
         return {"name": self._strip_protocol(path), "size": 0, "type": "directory"}
+
+    def modified(self, path: str) -> datetime:
+        """When an object was written. A folder has no time of its own."""
+        info = self.info(path)
+        if info["type"] == "directory":
+            raise FileNotFoundError(2, "there is no such object", path)
+        return cast(datetime, info["mtime"])
 
     def read(self, path: str) -> tuple[bytes, dict[str, Any]]:
         """An object whole and its info, in one request; its length and, where its ETag is an MD5, its bytes checked."""
@@ -144,9 +158,14 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
         """Put the object where none stands; False if one does."""
         return self._put(path, data, "create")
 
-    def replace_if(self, path: str, data: bytes, etag: str) -> bool:
-        """Put the object in place of the one with this ETag; False if it is another by now, or gone."""
-        return self._put(path, data, {"e_tag": etag})
+    def read_versioned(self, path: str) -> tuple[bytes, str]:
+        """An object whole and its version, for `replace_if`: its ETag, in Google's store its generation."""
+        data, info = self.read(path)
+        return data, str(info[self._version])
+
+    def replace_if(self, path: str, data: bytes, version: str) -> bool:
+        """Put the object in place of the one of this version; False if it is another by now, or gone."""
+        return self._put(path, data, {"version" if self._version == "generation" else "e_tag": version})
 
     def _put(self, path: str, data: bytes, mode: Any) -> bool:
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
@@ -194,6 +213,15 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
             client.delete(key)
 
     rm_file = _rm
+
+    def rm(self, path: str, recursive: bool = False, **_: Any) -> None:
+        """Remove an object, or all below a folder; there is no object for the folder itself."""
+        if not recursive:
+            self._rm(path)
+            return
+        for name in self.find(path):
+            with contextlib.suppress(FileNotFoundError):  # another was quicker
+                self._rm(name)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Folders come with what lies in them."""
@@ -281,7 +309,8 @@ def _get_range(client: Any, key: str, path: str, start: int, end: int, etag: str
 
 def _info(name: str, meta: Any) -> dict[str, Any]:
     etag = (meta["e_tag"] or "").strip('"')
-    return {"name": name, "size": meta["size"], "type": "file", "etag": etag, "mtime": meta["last_modified"]}
+    told = {"etag": etag, "generation": meta["version"], "mtime": meta["last_modified"]}
+    return {"name": name, "size": meta["size"], "type": "file"} | told
 
 
 def _is_digest(data: bytes, etag: str) -> bool:

@@ -150,8 +150,7 @@ class Store:
     def read_versioned(self, name: str) -> tuple[bytes, str]:
         """The file and its version, for `replace_if`."""
         if isinstance(self.fs, Objects):
-            data, info = self.fs.read(self.path(name))
-            return data, str(info["etag"])
+            return self.fs.read_versioned(self.path(name))
         data = self.read(name)
         return data, digest(data)
 

@@ -20,7 +20,8 @@ import pytest
 from conftest import PHOTOS, REPOSITORY, Finished
 
 from scripts.engines import fetch
-from scripts.engines.clusters import Bucket, Cluster, end_group, flink_cluster, s3_server, spark_cluster
+from scripts.engines.clusters import Cluster, end_group, flink_cluster, spark_cluster
+from scripts.engines.stores import Bucket, s3_server
 
 pytestmark = pytest.mark.engines
 

@@ -15,8 +15,8 @@ from conftest import PHOTOS, REPOSITORY, Finished, run_command
 from synthetic import listed
 
 from scripts.engines import fetch
-from scripts.engines.clusters import Bucket, s3_server
 from scripts.engines.proxy import Fault, Proxy, faulty
+from scripts.engines.stores import Bucket, s3_server
 from sif_batch import buckets, objects
 from sif_batch.config import SifBatchError
 from sif_batch.failures import ImageError

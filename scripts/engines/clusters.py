@@ -1,4 +1,4 @@
-"""Real clusters and stores on this machine, as context managers: what they start they stop."""
+"""Real clusters on this machine, as context managers: what they start they stop."""
 
 import contextlib
 import json
@@ -134,48 +134,6 @@ def spark_cluster(folder: Path, workers: int = 2, cores: int = 1) -> Iterator[Cl
             cluster.workers.append(running.enter_context(process(command, logs / f"worker{number}", env)))
         wait_for(lambda: cluster.ask("/json/")["aliveworkers"] == workers, "Spark", logs)
         yield cluster
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """An S3 server with one bucket, and the folder that holds its objects. env: what clients need."""
-
-    endpoint: str
-    name: str
-    folder: Path
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {
-            "AWS_ACCESS_KEY_ID": "testkey",
-            "AWS_SECRET_ACCESS_KEY": "testsecret",
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        }
-
-
-@contextlib.contextmanager
-def s3_server(folder: Path, bucket: str = "bucket") -> Iterator[Bucket]:
-    """An S3 server on a local folder."""
-    jar, port = fetch.s3proxy_jar(), free_port()
-    data = folder / "objects"
-    (data / bucket).mkdir(parents=True)
-    served = Bucket(f"http://{HOST}:{port}", bucket, data / bucket)
-    settings = {
-        "s3proxy.authorization": "aws-v2-or-v4",
-        "s3proxy.identity": served.env["AWS_ACCESS_KEY_ID"],
-        "s3proxy.credential": served.env["AWS_SECRET_ACCESS_KEY"],
-        "s3proxy.endpoint": served.endpoint,
-        "jclouds.provider": "filesystem-nio2",
-        "jclouds.filesystem.basedir": str(data),
-    }
-    (folder / "s3proxy.conf").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-    command = ["java", "-Xmx512m", "-jar", str(jar), "--properties", str(folder / "s3proxy.conf")]
-    with process(command, folder / "s3proxy", {}):
-        wait_for(lambda: listens(port), "s3proxy", folder)
-        yield served
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Fetch what the engine tests run on: python -m scripts.engines.fetch [flink spark s3 …]
+"""Fetch what the engine tests run on: python -m scripts.engines.fetch [flink spark s3 azure]
 
 Everything lies in one folder, SIF_ENGINES_CACHE (~/.cache/sif-batch-engines). Beam's official job servers are single
 jars that some mirrors do not carry, so they are assembled from their parts; SIF_FLINK_JOB_SERVER_JAR and
@@ -20,6 +20,7 @@ JOB_SERVERS = Path(__file__).with_name("jobserver")
 FLINK = "1.19.3"
 SPARK = "3.5.0"
 S3PROXY = "4.1.0"
+AZURITE = "3.35.0"
 BEAM_JAVA = "2.70.0"  # of the parts, with a job service of 2.65.0: the newest whose jars all mirrors tried carry
 FETCH_S = 600
 
@@ -62,6 +63,19 @@ def s3proxy_jar() -> Path:
     return _once(f"s3proxy-{S3PROXY}.jar", make)
 
 
+def azurite() -> Path:
+    """The script of Microsoft's emulator of Azure's blobs."""
+
+    def make(target: Path) -> None:
+        if shutil.which("node") is None or shutil.which("npm") is None:
+            raise Unavailable("Node.js is not installed (apt-get install nodejs npm)")
+        target.mkdir()
+        npm = ["npm", "install", "--prefix", str(target), "--no-audit", "--no-fund", "--loglevel=error"]
+        _run([*npm, f"azurite@{AZURITE}"], str(CACHE))
+
+    return _once(f"azurite-{AZURITE}", make) / "node_modules/azurite/dist/src/blob/main.js"
+
+
 def _given(variable: str) -> Path | None:
     path = os.environ.get(variable)
     if path and not Path(path).is_file():
@@ -71,8 +85,10 @@ def _given(variable: str) -> Path | None:
 
 def _once(name: str, make: Callable[[Path], None]) -> Path:
     """The cached file or folder; made whole, or not at all, by one process at a time."""
-    CACHE.mkdir(parents=True, exist_ok=True)
     target = CACHE / name
+    if target.exists():  # nobody waits for another part that is being made
+        return target
+    CACHE.mkdir(parents=True, exist_ok=True)
     with _locked(CACHE / ".lock"):
         if not target.exists():
             partial = CACHE / f".partial-{name}"
@@ -129,6 +145,7 @@ def _run(command: list[str], at: str) -> None:
 
 PARTS: dict[str, tuple[Callable[[], Path], ...]] = {
     "s3": (s3proxy_jar,),
+    "azure": (azurite,),
     "flink": (flink_jar, flink_home),
     "spark": (spark_jar, spark_home),
 }
