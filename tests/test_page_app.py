@@ -157,6 +157,7 @@ def test_a_filter(index: Index) -> None:
     visitor.page.text_input(key="where").set_value("colour = 'red'").run()
     (error,) = visitor.errors
     assert "colour" in error and "folder" in error
+    assert any("colour" in caption.value for caption in visitor.page.caption)  # beside the text, too
     visitor.page.text_input(key="where").set_value("folder = 'nowhere'").run()
     assert not visitor.errors and not visitor.keys and visitor.shown["none"] == "No image qualifies."
     visitor.page.selectbox[0].set_value("folder").run()

@@ -153,7 +153,7 @@ def test_a_visit(
     where = page.get_by_role("textbox", name="Only images where")
     where.fill("colour = 'red'")
     where.press("Enter")
-    page.get_by_text("no column 'colour'").wait_for()
+    page.get_by_text("no column 'colour'").first.wait_for()
     where.fill("folder = 'rooster'")
     where.press("Enter")
     page.wait_for_function("location.search.includes('where=')")

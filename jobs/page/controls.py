@@ -12,7 +12,7 @@ from jobs.page.thumbnails import SIDES, webp_bytes
 from jobs.page.words import readable_error
 from sif_batch.config import SifBatchError
 from sif_batch.failures import ImageError
-from sif_batch.filters import names_of
+from sif_batch.filters import names_of, parse_filter
 from sif_batch.query import Index
 
 
@@ -21,7 +21,8 @@ def show_controls(shared: Gallery, index: Index) -> None:
         st.button("Random", icon=":material/casino:", on_click=ask_random)
         with st.popover("Upload", icon=":material/upload:"):
             show_uploader()
-        with st.popover("Filter", icon=":material/filter_alt:"):
+        filtered = "primary" if st.session_state.get("where") or "where" in st.query_params else "secondary"
+        with st.popover("Filter", icon=":material/filter_alt:", type=filtered):
             show_filter(shared, index)
         with st.popover("Options", icon=":material/tune:"):
             show_options()
@@ -68,6 +69,10 @@ def show_filter(shared: Gallery, index: Index) -> None:
         placeholder="folder = 'pizza' and width >= 300",
         help=f"Columns: {', '.join(names)}. Operators: = != < <= > >= in (..) like 'a%' is null, and or not.",
     )
+    try:
+        parse_filter(st.session_state["where"] or "key is not null", index.roster.schema)
+    except SifBatchError as error:  # here too, where it is not hidden by what is open
+        st.caption(f":red[{readable_error(error)}]")
     column = st.selectbox("or choose by column", names, index=None, placeholder="Column")
     if column is None:
         return
