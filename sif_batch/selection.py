@@ -1,7 +1,8 @@
 """A selection of rows, searched as if it were the whole index: what a filter lets through.
 
 A few rows are all compared with. Of many, codes are probed: as many of the selected ones as the operating point scans
-of an index, in however many cells they lie, since those nearest to the query may hold none.
+of an index, in however many cells they lie, since those nearest to the query may hold none. More of them are re-ranked:
+where all lie far from the query, codes tell them apart less well.
 """
 
 import functools
@@ -14,6 +15,7 @@ from sif_batch.kernels import import_faiss
 from sif_batch.segments import OperatingPoint, Ranked, Segment, Segments, threads
 
 FEW = 2**15  # so many kept rows are sooner compared with than codes are probed
+RERANKED = 8  # times as many as of an index, see docs/decisions.md
 FACTOR = 4  # by which a walk that found too few is repeated farther
 FARTHEST = 1 / 4  # of all rows, that a walk looks at
 
@@ -42,6 +44,8 @@ class Selection:
             if rows is None:
                 return segments.scan(queries, k, all_exact=k >= len(self), among=self.rows)
             return segments.refine(queries, rows, segments.rough_distances(queries, rows), k)
+        if segments.keeps_rows:
+            point = OperatingPoint(point.cells, min(len(self), RERANKED * point.rerank))
         probes = [self._probe(segment, point, reduced) for segment in segments.filled]
         return segments.probe(reduced, queries, k, point, probes)
 
@@ -63,27 +67,28 @@ class Selection:
         chosen = _bitmap(self._inside[segment.start : segment.start + segment.size])
         if self._segments.is_graph:
             return faiss.SearchParameters(sel=chosen)
-        inside = self._by_cell[segment.start]
+        inside, all_rows = self._by_cell[segment.start]
         with threads(len(reduced)):
             _, cells = segment.index.quantizer.search(reduced, segment.index.nlist)
-        wanted = max(point.rerank, math.ceil(inside.sum() * point.cells / segment.index.nlist))
+        scanned = all_rows[cells[:, : point.cells]].sum(axis=1)
+        wanted = np.minimum(np.maximum(scanned, point.rerank), inside.sum())
         reached = np.cumsum(inside[cells], axis=1)
-        probed = 1 + (reached < min(wanted, int(inside.sum()))).sum(axis=1).max()
+        probed = 1 + (reached < wanted[:, None]).sum(axis=1).max()
         return faiss.SearchParametersIVF(nprobe=max(point.cells, int(probed)), sel=chosen)
 
     @functools.cached_property
-    def _by_cell(self) -> dict[int, np.ndarray]:
-        """How many selected rows each cell of a segment holds, (cells,), by the segment's first row."""
+    def _by_cell(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """How many selected rows, and how many rows, each cell of a segment holds, (cells,), by the segment's first."""
         return {segment.start: self._count(segment) for segment in self._segments.filled}
 
-    def _count(self, segment: Segment) -> np.ndarray:
+    def _count(self, segment: Segment) -> tuple[np.ndarray, np.ndarray]:
         faiss, lists = import_faiss(), segment.index.invlists
         inside = self._inside[segment.start : segment.start + segment.size]
-        counts = np.zeros(segment.index.nlist, np.int64)
-        for cell in range(len(counts)):
-            if size := lists.list_size(cell):
-                counts[cell] = np.count_nonzero(inside[faiss.rev_swig_ptr(lists.get_ids(cell), size)])
-        return counts
+        sizes = np.array([lists.list_size(cell) for cell in range(segment.index.nlist)], np.int64)
+        counts = np.zeros(len(sizes), np.int64)
+        for cell in np.flatnonzero(sizes).tolist():
+            counts[cell] = np.count_nonzero(inside[faiss.rev_swig_ptr(lists.get_ids(cell), int(sizes[cell]))])
+        return counts, sizes
 
 
 def _bitmap(inside: np.ndarray) -> Any:

@@ -9,6 +9,7 @@ from synthetic import Live, Row, assemble, entries_of, find_live, make_root, mea
 from sif_batch import selection
 from sif_batch.config import SifBatchError
 from sif_batch.query import Index
+from sif_batch.segments import OperatingPoint
 from sif_batch.storage import Store
 
 COUNT = 1200
@@ -77,6 +78,26 @@ def test_what_is_found_among_some_is_what_brute_force_finds(
             found += len(set(rows) & set(best))
         wanted = 10 if index.segments.keeps_rows and few else 9 if index.segments.keeps_rows else 7
         assert found >= wanted / 10 * min(10, len(among)) * len(ASKED) - 2, name
+
+
+def test_as_many_that_qualify_are_scanned_as_of_an_index(index: Index) -> None:
+    if index.spec.family in ("flat", "hnsw"):
+        pytest.skip("without cells")
+    reduced = index.reduced(index.transform.apply(ASKED))
+    for among in (chosen(index)["some"], chosen(index)["far away"]):
+        found = selection.Selection(index.segments, among)
+        for segment in index.segments.filled:
+            inside, sizes = found._by_cell[segment.start]
+            assert (
+                sizes.sum() == segment.size
+                and inside.sum() == np.isin(np.arange(segment.size) + segment.start, among).sum()
+            )
+            for query in reduced[:, None]:
+                _, cells = segment.index.quantizer.search(query, segment.index.nlist)
+                probed = found._probe(segment, OperatingPoint(2, 1), query).nprobe
+                wanted = min(sizes[cells[0, :2]].sum(), inside.sum())
+                assert inside[cells[0, :probed]].sum() >= wanted
+                assert probed == 2 or inside[cells[0, : probed - 1]].sum() < wanted
 
 
 def test_all_that_qualify_are_found_where_more_are_asked_for(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
