@@ -140,8 +140,8 @@ def train_quantizer(
     family = choose_family(settings, len(live), dimension, current)
     spec = choose_spec(settings, family, encoder_id, dimension, len(live))
     training, held_out = sample_rows(live, spec.cells)
-    queries = read_rows(store, encoder_id, parts, live, held_out)
-    vectors = read_rows(store, encoder_id, parts, live, training).reshape(len(training), dimension)
+    sample = read_rows(store, encoder_id, parts, live, np.concatenate([training, held_out]))
+    vectors, queries = np.split(sample, [len(training)])
     keys = live["key"].take(pa.array(held_out)).to_pylist()
     fingerprint = quantizing_fingerprint()
     seen = digest(queries.tobytes() + vectors.tobytes() + canonical_json(keys))
@@ -168,7 +168,10 @@ def train_quantizer(
             files={file: digest(data) for file, data in files.items()},
         )
         store.create(f"{folder}/quantizer.json", record.canonical())
-    return read_record(store, name)
+    found = read_record(store, name)
+    if (found.id, found.spec) != (name, spec):
+        raise _damaged(store, name, ValueError("quantizer.json is altered"))
+    return found
 
 
 def train(

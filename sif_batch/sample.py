@@ -1,5 +1,6 @@
 """Which live rows to train on and to ask with, and reading just those."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -69,16 +70,23 @@ def read_rows(store: Store, encoder_id: str, parts: list[str], live: pa.Table, p
             if vectors is None:
                 vectors = np.empty((len(picked), found.shape[1]), np.float16)
             if found.shape[1] != vectors.shape[1]:
-                raise SifBatchError(
-                    f"part {parts[number]} holds vectors of {found.shape[1]} dimensions, others {vectors.shape[1]}",
-                    remedy="remove that file; the next run embeds its images again",
-                )
+                raise _unlike({parts[n]: x.shape[1] for (n, _), x in zip(jobs, map(read, jobs), strict=True)})
             if not np.isfinite(found).all():
                 raise SifBatchError(
                     f"part {parts[number]} holds vectors that are not finite", remedy="remove that file and run again"
                 )
             vectors[at] = found
     return np.empty((0, 0), np.float16) if vectors is None else vectors
+
+
+def _unlike(dimensions: dict[str, int]) -> SifBatchError:
+    """Names the part that the fewest are like. dimensions: by part."""
+    usual, odd = (Counter(dimensions.values()).most_common()[at][0] for at in (0, -1))
+    part = next(part for part, found in dimensions.items() if found == odd)
+    return SifBatchError(
+        f"part {part} holds vectors of {odd} dimensions, others {usual}",
+        remedy="remove that file; the next run embeds its images again",
+    )
 
 
 def likeness(vectors: np.ndarray) -> np.ndarray:

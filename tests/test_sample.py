@@ -160,3 +160,13 @@ def test_a_part_that_does_not_fit_the_others_is_named(tmp_path: Path, wrong: np.
     with pytest.raises(SifBatchError, match=f"part {name} holds vectors|of 7 dimensions|of 48 dimensions") as raised:
         read_rows(store, ENCODER, live.parts, live.table, np.arange(101))
     assert "remove that file" in raised.value.remedy
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_of_vectors_of_two_dimensions_the_part_that_the_fewest_are_like_is_named(tmp_path: Path, odd: int) -> None:
+    store = make_root(tmp_path / "root", [], 50)
+    groups = [[Row(f"{n}/{i}.jpg", vector=np.ones(7 if n == odd else 48)) for i in range(20)] for n in range(3)]
+    names = [write_part(store, rows) for rows in groups]
+    live = find_live(store, entries_of([row for rows in groups for row in rows]))
+    with pytest.raises(SifBatchError, match=f"part {names[odd]} holds vectors of 7 dimensions, others 48"):
+        read_rows(store, ENCODER, live.parts, live.table, np.arange(60))
