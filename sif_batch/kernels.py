@@ -105,3 +105,8 @@ def in_blocks(x: np.ndarray, work: Callable[[np.ndarray], np.ndarray], dtype: ty
 def project(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """x @ matrix in float64, rounded: x (n, d), matrix (d, m) to (n, m) float32, each row's bits independent."""
     return in_blocks(x, lambda block: (block @ matrix).astype(np.float32), np.float64)
+
+
+def project_few(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """As `project`, but that a last bit may depend on the other rows: a query alone would be padded to 1,024."""
+    return (x @ matrix).astype(np.float32)

@@ -13,7 +13,7 @@ from sif_batch.config import Frozen, IndexSettings, SifBatchError
 from sif_batch.kernels import import_faiss
 from sif_batch.recall import NEIGHBOURS, lower_and_upper
 from sif_batch.rows import encode_rows, vectors_of_rows
-from sif_batch.shapes import QuantizerSpec
+from sif_batch.shapes import FLOAT16_ABOVE, QuantizerSpec
 from sif_batch.transform import Transform
 
 SPARE = 8  # neighbours more than a radius needs
@@ -152,9 +152,8 @@ def _enough(
     fixed = max(spec.bytes_per_row - spec.row_bytes, CODE_BYTES)
     for kept in range(64, spec.dimension, 64):
         tried = spec.model_copy(update={"rows": "int8", "row_dimension": kept})
-        if (
-            _shares(queries, x, _views(tried, transform, None)["ranking"], min(settings.k, len(x))).mean()
-            >= settings.recall
-        ):
+        shares = _shares(queries, x, _views(tried, transform, None)["ranking"], min(settings.k, len(x)))
+        if shares.mean() >= settings.recall:
             return fixed + tried.row_bytes
-    return fixed + spec.model_copy(update={"rows": "int8", "row_dimension": 0}).row_bytes
+    form = "float16" if settings.recall > FLOAT16_ABOVE else "int8"
+    return fixed + spec.model_copy(update={"rows": form, "row_dimension": 0}).row_bytes

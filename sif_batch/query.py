@@ -28,7 +28,7 @@ from sif_batch.encoders.spec import EncoderSpec, in_float, networks
 from sif_batch.failures import ImageError
 from sif_batch.history import read_top
 from sif_batch.images import MAX_BYTES, checked_rgb
-from sif_batch.kernels import computes_int8, import_faiss
+from sif_batch.kernels import computes_int8, import_faiss, project_few
 from sif_batch.quantizer import ARRAYS, transform_of
 from sif_batch.question import Picture, Question
 from sif_batch.release import MANIFEST, check_release, damaged, shape_of
@@ -308,7 +308,7 @@ class Index:
             raise SifBatchError(f"a query has shape {vectors.shape[1:]}, expected ({self.dimension},)")
         if not np.isfinite(vectors).all():
             raise SifBatchError("a query vector is not finite")
-        return self.transform.apply(vectors)
+        return self.transform.apply(vectors, project_few)
 
     def _ranked(
         self,
@@ -355,7 +355,7 @@ class Index:
     def kept_view(self, y: np.ndarray) -> np.ndarray:
         """Compared vectors as kept rows are asked: (n, kept_dimension) float32."""
         cut = self.spec.row_dimension
-        return self.transform.reduce(y, cut) if cut else y.astype(np.float32)
+        return self.transform.reduce(y, cut, project_few) if cut else y.astype(np.float32)
 
     def _effort(self, k: int, point: OperatingPoint | None) -> tuple[bool, OperatingPoint]:
         """Whether to compare with every row, and the operating point that k needs at least."""

@@ -4,6 +4,7 @@ Signed square root, then the metric's own preparation, then a PCA whose exponent
 Euclidean distance is the most similar, and `SIMILARITY` turns the squared distance into what a person reads.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from sif_batch.config import SifBatchError
 from sif_batch.kernels import BLOCK_ROWS, project
+
+Projection = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 FLOOR = 0.01  # of the mean variance: directions that training saw nothing of are not blown up any further
 
@@ -73,24 +76,24 @@ class Transform:
         """Whether vectors are compared at unit length."""
         return self.metric != "euclidean"
 
-    def apply(self, x: np.ndarray) -> np.ndarray:
+    def apply(self, x: np.ndarray, by: Projection = project) -> np.ndarray:
         """Vectors as the encoder gives them, (n, d), as they are compared: (n, m or d) float64, row by row independent.
 
         Without whitening they keep their own axes; with it they lie along the components, each divided by its
-        standard deviation to the power of the exponent.
+        standard deviation to the power of the exponent. by: `project_few` where so much independence costs too much.
         """
         x = prepare(x, self.metric, self.power)
         if not self.whitening:
             return x
-        whitened = project(x - self.mean, self._whitener()).astype(np.float64)
+        whitened = by(x - self.mean, self._whitener).astype(np.float64)
         return normalise(whitened) if self.unit else whitened
 
-    def reduce(self, y: np.ndarray, dimensions: int) -> np.ndarray:
-        """Compared vectors on the first components: (n, dimensions) float32, row by row independent."""
+    def reduce(self, y: np.ndarray, dimensions: int, by: Projection = project) -> np.ndarray:
+        """Compared vectors on the first components: (n, dimensions) float32, row by row independent; by: as `apply`."""
         if self.whitening:
             return np.ascontiguousarray(y[:, :dimensions], np.float32)
         assert self.mean is not None and self.components is not None
-        return project(y - self.mean, self.components[:, :dimensions])
+        return by(y - self.mean, self.components[:, :dimensions])
 
     def restore(self, z: np.ndarray) -> np.ndarray:
         """The compared vectors, (n, ...) float64, that `reduce` made (n, dimensions) of, as far as these tell."""
@@ -100,6 +103,7 @@ class Transform:
             return np.pad(z, ((0, 0), (0, self.components.shape[1] - z.shape[1])))
         return z @ self.components[:, : z.shape[1]].T + self.mean
 
+    @functools.cached_property
     def _whitener(self) -> np.ndarray:
         assert self.components is not None and self.variances is not None
         floored = np.maximum(self.variances, max(FLOOR * float(self.variances.mean()), 1e-30))

@@ -28,7 +28,7 @@ from synthetic import (
     vector_of,
 )
 
-from sif_batch import assembly
+from sif_batch import assembly, kernels
 from sif_batch.codebooks import fill_codebook
 from sif_batch.codes import read_codes
 from sif_batch.config import IndexSettings, SifBatchError
@@ -159,7 +159,9 @@ def test_an_impossible_target_says_what_can_be_had(tmp_path: Path) -> None:
     recall, enough = (float(word.rstrip(",")) for word in (told.value.remedy.split()[1], told.value.remedy.split()[-1]))
     assert 0.1 < recall < 0.999 and not store.exists("quantizers")
     quantize(store, live, "ivf-pq", recall=recall, max_bytes_per_row=8)
-    quantize(store, live, "ivf-pq", recall=0.95, max_bytes_per_row=int(enough))
+    promised = settings.model_copy(update={"max_bytes_per_row": int(enough)})
+    record = train_quantizer(store, "synthetic-0123456789ab", promised, live.parts, live.table, None)
+    assert record.spec.rows == "float16"  # 8-bit rows never put .999 in order
 
 
 def test_vectors_that_are_all_the_same_make_an_index_that_the_gate_refuses(tmp_path: Path) -> None:
@@ -238,6 +240,7 @@ import json, sys
 import numpy as np
 from sif_batch.config import SifBatchError
 from sif_batch.query import Index
+from sif_batch.segments import OperatingPoint
 answers = []
 for bits in json.loads(sys.argv[2]):
     for name, at in bits:
@@ -300,3 +303,38 @@ def test_a_damaged_quantizer_is_told(rooted: tuple[Store, Live]) -> None:
         assert "trains anew" in raised.value.remedy
         flip_bit(file, 8 * file.stat().st_size // 2)
     load_quantizer(store, record.id)
+
+
+def test_an_altered_record_of_a_quantizer_is_told_before_it_is_used_again(tmp_path: Path) -> None:
+    rows = [Row(path) for path in paths(300)]
+    store = make_root(tmp_path / "root", rows, 100)
+    live = find_live(store, entries_of(rows))
+    record = quantize(store, live, "ivf-pq")
+    file = Path(store.path(f"quantizers/{record.id}/quantizer.json"))
+    whole = file.read_text()
+    for is_, was in (('"metric":"euclidean"', '"metric":"cosine"'), (f'"cells":{record.spec.cells + 1}', None)):
+        file.write_text(whole.replace(was or f'"cells":{record.spec.cells}', is_))
+        with pytest.raises(SifBatchError, match=f"{record.id} is damaged .*quantizer.json is altered"):
+            quantize(store, live, "ivf-pq")
+    file.write_text(whole)
+    assert quantize(store, live, "ivf-pq") == record
+
+
+@pytest.mark.parametrize("settings", [{"whitening": 0.5}, {"max_bytes_per_row": 48}], ids=["whitened", "cut"])
+def test_a_query_is_not_projected_in_padded_blocks(
+    rooted: tuple[Store, Live], tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, live = rooted
+    record = quantize(store, live, "ivf-pq", recall=0.5, **settings)
+    manifest, _ = assemble(store, live, record, tmp_path / "release")
+    index, query = Index(Store(str(tmp_path / "release")), "", manifest), vector_of("new.jpg")[None].astype(np.float32)
+    trained = load_quantizer(store, record.id)
+    expected = trained.kept(trained.transform.apply(query))
+
+    def refuse(*given: Any) -> Any:
+        raise AssertionError("1,024 rows for one query")
+
+    monkeypatch.setattr(kernels, "in_blocks", refuse)
+    assert len(index.ranked(query, 10, point=OperatingPoint(2, 50))[0][0]) == 10
+    found = index.kept_view(index.transform.apply(query, kernels.project_few))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
