@@ -31,6 +31,7 @@ EXIT_DAMAGED = 5
 CONFIG = "sif_batch.config"
 PLACE_NAMES = ("root", "sources", "beam")
 GIVE_BACK_S = 5.0
+LIFTED = {"bits": "auto", "max_bytes_per_row": "none", "max_query_ms": "none"}  # what takes back a recorded choice
 
 
 def read_config(context: click.Context, _: click.Parameter, file: str | None) -> None:
@@ -59,6 +60,18 @@ def read_config(context: click.Context, _: click.Parameter, file: str | None) ->
 
 def _option(name: str) -> str:
     return name.replace("-", "_")
+
+
+class Limit(click.ParamType):
+    """A number of a range, or `none`."""
+
+    name = "limit"
+
+    def __init__(self, number: click.IntRange | click.FloatRange):
+        self.number = number
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "none" else self.number.convert(value, param, ctx)
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -231,14 +244,20 @@ INDEX_OPTIONS = (
     ),
     click.option("--k", type=click.IntRange(1, 100), help="The k of --recall. Default: 10."),
     click.option(
-        "--bits", type=click.Choice(["4", "8", "32"]), help="Of a code's numbers. ivf-pq: 4 or 8; ivf-flat: 8 or 32."
+        "--bits",
+        type=click.Choice(["4", "8", "32", "auto"]),
+        help="Of a code's numbers. ivf-pq: 4 or 8; ivf-flat: 8 or 32. Default: auto.",
     ),
     click.option(
-        "--max-bytes-per-row", type=click.IntRange(min=1), help="Limit of code and kept row together. Default: none."
+        "--max-bytes-per-row",
+        type=Limit(click.IntRange(min=1)),
+        metavar="N|none",
+        help="Limit of code and kept row together. Default: none.",
     ),
     click.option(
         "--max-query-ms",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Limit(click.FloatRange(min=0, min_open=True)),
+        metavar="X|none",
         help="Limit of one query alone on one core: an exact index gives way sooner; one that is slower here is "
         "refused. Default: none.",
     ),
@@ -335,9 +354,11 @@ def run_night(halves: tuple[str, ...], places: tuple[str, ...], as_json: bool, o
     dry_run = given.pop("dry_run", False)
     if "max_memory" in given:
         given["max_memory"] = parse_size(str(given["max_memory"]))
-    if "bits" in given:
-        given["bits"] = int(given["bits"])
     given["index"] = {name: given.pop(name) for name in IndexSettings.model_fields if name in given}
+    for name, word in LIFTED.items():
+        if name in given["index"]:
+            value = given["index"][name]
+            given["index"][name] = None if value == word else int(value) if name == "bits" else value
     if "views" in given:
         given["views"] = tuple(view for view in given["views"].split("+") if view != "none")
     if given.pop("no_gate", False):

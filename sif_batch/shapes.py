@@ -129,7 +129,7 @@ def check_bits(bits: int | None, family: str) -> None:
         takes = " or ".join(map(str, BITS[family]))
         raise SifBatchError(
             f"--bits {bits} does not go with --family {family}",
-            remedy=f"it takes {takes}" if takes else "leave --bits out",
+            remedy=f"it takes {takes}" if takes else "--bits auto, or leave it out",
         )
 
 
@@ -149,7 +149,8 @@ def _fit(spec: QuantizerSpec, settings: IndexSettings) -> QuantizerSpec:
         return spec
     if spec.family == "flat":
         if settings.family == "auto" or not (fewer := (limit - FACTOR) // 4 * 4) >= FEWEST_KEPT:
-            raise _too_few_bytes(spec, limit, spec.dimension * 2)
+            exact = settings.family == "auto"  # which loses nothing
+            raise _too_few_bytes(spec, limit, spec.dimension * 2 if exact else FEWEST_KEPT + FACTOR)
         return spec.model_copy(update={"rows": "int8", "row_dimension": 0 if fewer >= spec.dimension else fewer})
     left = limit - (spec.bytes_per_row - spec.row_bytes)
     kept = (left - FACTOR) // 4 * 4

@@ -324,6 +324,21 @@ def test_a_kind_of_index_that_cannot_be_made_is_not_recorded(sif_batch: Run, pho
     assert all(result["seconds"]["list"] >= 0 for result in failed)
 
 
+def test_what_root_records_of_an_index_can_be_taken_back(sif_batch: Run, photos: Photos, tmp_path: Path) -> None:
+    source, root = photos(3), tmp_path / "root"
+    assert sif_batch("run", source, root, "--max-bytes-per-row", "9999", "--max-query-ms", "9999").code == 0
+    record = json.loads((root / "root.json").read_bytes())
+    assert (record["index"]["max_bytes_per_row"], record["index"]["max_query_ms"]) == (9999, 9999)
+    record["index"]["bits"] = 8  # of an ivf that it once was
+    (root / "root.json").write_text(json.dumps(record))
+    failed = sif_batch("run", root, "--json")
+    assert failed.code == 1 and "--bits auto" in failed.json["remedy"]
+    lifted = ("--bits", "auto", "--max-bytes-per-row", "none", "--max-query-ms", "none")
+    assert sif_batch("run", root, *lifted).code == 0
+    index = json.loads((root / "root.json").read_bytes())["index"]
+    assert {index[name] for name in ("bits", "max_bytes_per_row", "max_query_ms")} == {None}
+
+
 def test_names_are_shown_as_they_are(sif_batch: Run, tmp_path: Path) -> None:
     source, root = tmp_path / "odd names", tmp_path / "root"
     source.mkdir()

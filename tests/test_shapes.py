@@ -97,6 +97,12 @@ def test_kept_rows_are_cut_before_they_are_left_out_and_codes_shrink_last() -> N
     assert shape(8) == ("none", 0, 8, 8)
 
 
+def test_the_fewest_bytes_that_are_told_are_the_fewest() -> None:
+    with pytest.raises(SifBatchError, match="36 are the fewest"):
+        choose_spec(IndexSettings(family="flat", max_bytes_per_row=35), "flat", ENCODER, 512, 1000)
+    assert choose_spec(IndexSettings(family="flat", max_bytes_per_row=36), "flat", ENCODER, 512, 1000).row_bytes == 36
+
+
 def test_a_recall_that_8_bits_cannot_promise_keeps_float16_rows() -> None:
     assert choose_spec(IndexSettings(recall=0.99), "ivf-pq", ENCODER, 512, 100_000).rows == "int8"
     assert choose_spec(IndexSettings(recall=0.999), "ivf-pq", ENCODER, 512, 100_000).rows == "float16"
