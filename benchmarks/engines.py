@@ -1,7 +1,8 @@
 """What each engine costs: its fixed time, and images per second on the same photos.
 
 python -m benchmarks.engines [--images DIR] [--number 5000] [--only ENGINE …] [--json]
-(python -m scripts.engines.fetch first; fixed time is that of a run on a few photos, less a local one's of the same)
+(python -m scripts.engines.fetch first; fixed time is that of a run on a few photos, less a local one's of the same;
+spread: seconds of embedding by one worker of one thread, and by two)
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from scripts.engines.stores import s3_server
 
 REPOSITORY = Path(__file__).parents[1]
 PHOTOS = REPOSITORY / "examples" / "photos"
-FEW = 40
+FEW, SPREAD = 40, 1000
 TIMEOUT_S = 3600
 PROCESS = "--environment_type=PROCESS"
 ENGINES = ("local", "flink", "spark", "flink cluster", "spark cluster")
@@ -44,8 +45,8 @@ class Ran:
 
 
 @contextlib.contextmanager
-def engine(name: str, folder: Path) -> Iterator[list[str]]:
-    """The options of an engine, its cluster running."""
+def engine(name: str, folder: Path, workers: int = 2) -> Iterator[list[str]]:
+    """The options of an engine, its cluster of so many workers running."""
 
     def flink(*more: str) -> list[str]:
         return ["--runner=FlinkRunner", f"--flink_job_server_jar={fetch.flink_jar()}", *more]
@@ -60,10 +61,10 @@ def engine(name: str, folder: Path) -> Iterator[list[str]]:
     elif name == "spark":
         yield spark("--spark_master_url=local[2]")
     elif name == "flink cluster":
-        with flink_cluster(folder) as cluster:
+        with flink_cluster(folder, workers) as cluster:
             yield flink(f"--flink_master={cluster.master}", PROCESS)
     else:
-        with spark_cluster(folder) as cluster:
+        with spark_cluster(folder, workers) as cluster:
             yield spark(f"--spark_master_url={cluster.master}", PROCESS)
 
 
@@ -78,8 +79,9 @@ def copies_of(images: Path, number: int, into: Path) -> Path:
     return into
 
 
-def run(source: str, root: str, options: list[str]) -> Ran:
-    command = [sys.executable, "-m", "jobs.cli", "run", source, root, "--json", "--shard-images", "250", "--", *options]
+def run(source: str, root: str, options: list[str], *more: str) -> Ran:
+    command = [sys.executable, "-m", "jobs.cli", "run", source, root, "--json", "--shard-images", "250", *more]
+    command += ["--", *options]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=env)
@@ -103,6 +105,23 @@ def measure(name: str, few: Path, many: Path, number: int, folder: Path) -> dict
     }
 
 
+def measure_spread(photos: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """What a second worker brings, by engine. A worker of one thread: more would take both cores alone."""
+    found = {}
+    for name in ("local", "flink cluster", "spark cluster"):
+        seconds, shards = [], {}
+        for workers in (1, 2):
+            place = folder / f"{name} {workers}".replace(" ", "-")
+            place.mkdir(parents=True)
+            threads = str(workers if name == "local" else 1)
+            with engine(name, place, workers) as options:
+                ran = run(str(photos), str(place / "root"), options, "--workers", threads)
+            shards = ran.result["embedding"]["shards_by_worker"]
+            seconds.append(round(ran.result["seconds"]["embed"], 2))
+        found[name] = {"one_s": seconds[0], "two_s": seconds[1], "shards": sorted(shards.values())}
+    return found
+
+
 def measure_s3(many: Path, number: int, folder: Path) -> dict[str, float]:
     """Client CPU seconds of a whole run from a bucket, over those of one from the disk; ROOT is local for both."""
     with s3_server(folder) as bucket:
@@ -117,7 +136,7 @@ def measure_s3(many: Path, number: int, folder: Path) -> dict[str, float]:
 @click.command(help=__doc__)
 @click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path), default=PHOTOS)
 @click.option("--number", default=5000, show_default=True)
-@click.option("--only", multiple=True, type=click.Choice([*ENGINES, "s3"]))
+@click.option("--only", multiple=True, type=click.Choice([*ENGINES, "s3", "spread"]))
 @click.option("--json", "as_json", is_flag=True)
 def main(images: Path, number: int, only: tuple[str, ...], as_json: bool) -> None:
     report: dict[str, Any] = {"number": number, "engines": {}}
@@ -138,6 +157,10 @@ def main(images: Path, number: int, only: tuple[str, ...], as_json: bool) -> Non
         if not only or "s3" in only:
             (Path(scratch) / "s3").mkdir()
             report["s3"] = measure_s3(many, number, Path(scratch) / "s3")
+        if not only or "spread" in only:
+            report["spread"] = measure_spread(
+                copies_of(images, SPREAD, Path(scratch, "thousand")), Path(scratch, "spread")
+            )
     print(json.dumps(report)) if as_json else show(report)
 
 
@@ -146,7 +169,7 @@ def show(report: dict[str, Any]) -> None:
     for name, figures in report["engines"].items():
         row = (figures["fixed_s"], figures["images_per_s"], figures["workers"], figures["total_s"])
         table.add_row(name, *map(str, row))
-    Console().print(table, f"identical: {report['identical']}", report.get("s3", ""))
+    Console().print(table, f"identical: {report['identical']}", report.get("s3", ""), report.get("spread", ""))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from sif_batch.config import Frozen, Source, canonical_json
+from sif_batch.config import Frozen, SifBatchError, Source, canonical_json
 from sif_batch.images import MAX_BYTES, MAX_PIXELS
 from sif_batch.sources.containers import are_containers
 from sif_batch.storage import Store, digest
@@ -161,9 +162,15 @@ class Shard:
 
 
 def read_shard(store: Store, name: str, shard: int) -> Shard:
-    """One shard of a plan."""
-    with store.open(f"plans/{name}.parquet") as file:
-        spans = pq.read_table(file, filters=[("shard", "=", shard)])
+    """One shard of a plan. Raises SifBatchError where this machine does not see the plan."""
+    try:
+        with store.open(f"plans/{name}.parquet") as file:
+            spans = pq.read_table(file, filters=[("shard", "=", shard)])
+    except FileNotFoundError as error:
+        raise SifBatchError(
+            f"{socket.gethostname()} does not see plan {name} in {store.url}",
+            remedy="ROOT must be in a bucket, or on a mount that all nodes have at the same path",
+        ) from error
     metadata = spans.schema.metadata
     sources = (Source.model_validate(source) for source in json.loads(metadata[b"sources"]))
     return Shard(

@@ -355,6 +355,29 @@ def test_files_that_went_away_or_changed_after_they_were_listed(tmp_path: Path, 
     assert (stats.images, stats.failed) == (4, 3)
 
 
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_a_source_that_is_away_is_no_images_fault(tmp_path: Path, photos: Callable[[int], Path], left: str) -> None:
+    """As where a mount went away, or a node of a cluster never had it."""
+    source = photos(3)
+    store, plan = make_root(tmp_path / "root", str(source))
+    source.rename(tmp_path / "elsewhere")
+    if left == "an empty folder":
+        source.mkdir()
+    with pytest.raises(SifBatchError, match=f"does not see {source}") as caught:
+        embed_here(store, plan)
+    assert "mount" in caught.value.remedy and not store.exists(f"parts/{SPEC.id}")
+    source.rmdir() if source.exists() else None
+    (tmp_path / "elsewhere").rename(source)
+    assert embed_here(store, plan)[0].failed == 0
+
+
+def test_a_root_that_a_node_does_not_see_is_told(tmp_path: Path, photos: Callable[[int], Path]) -> None:
+    _, plan = make_root(tmp_path / "root", str(photos(1)))
+    with pytest.raises(SifBatchError, match=f"does not see plan {plan} in {tmp_path}/elsewhere") as caught:
+        embed_shard(lambda report: None, str(tmp_path / "elsewhere"), plan, 0, Lane("cpu", 1), {}, [])
+    assert "bucket" in caught.value.remedy
+
+
 def test_a_file_that_this_user_may_not_read(tmp_path: Path, photos: Callable[[int], Path]) -> None:
     source = photos(1)
     (photo,) = source.rglob("*.jpg")

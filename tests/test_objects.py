@@ -333,6 +333,7 @@ def test_a_night_through_a_bad_network_is_the_same_night(proxy: Proxy, bucket: B
     assert good.code == bad.code == 0, bad.err
     assert good.json["release"] == bad.json["release"] and bad.json["failed"] == 0
     assert all(fault.happened for fault in proxy.faults)
+    assert not any(secret in bad.out + bad.err for secret in ("testkey", "testsecret"))
 
 
 @pytest.mark.slow

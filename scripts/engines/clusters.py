@@ -8,14 +8,14 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scripts.engines import fetch
 
-START_S = 240.0  # on a busy machine
+START_S = 480.0  # on a busy machine
 STOP_S = 10.0
 HOST = "127.0.0.1"
 
@@ -30,12 +30,18 @@ def listens(port: int) -> bool:
         return True
 
 
+class Failed(RuntimeError):
+    """Something that was started here did not come up; the message says what it said last."""
+
+
 @dataclass
 class Cluster:
-    """A running cluster. master: as the command line takes it; workers: task managers, or Spark's workers."""
+    """A running cluster. master: as the command line takes it; folder: of its logs and scratch files; workers: task
+    managers, or Spark's workers."""
 
     master: str
     web: str
+    folder: Path
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def ask(self, path: str) -> Any:
@@ -89,13 +95,18 @@ def flink_cluster(
         "FLINK_PID_DIR": str(folder),
         "FLINK_HOME": str(home),
     }
-    cluster = Cluster(f"{HOST}:{rest}", f"http://{HOST}:{rest}")
+    cluster = Cluster(f"{HOST}:{rest}", f"http://{HOST}:{rest}", folder)
     with contextlib.ExitStack() as running:
-        running.enter_context(process(["bash", str(home / "bin/jobmanager.sh"), "start-foreground"], logs / "jm", env))
+        command = ["bash", str(home / "bin/jobmanager.sh"), "start-foreground"]
+        manager = running.enter_context(process(command, logs / "jm", env))
         for number in range(task_managers):
             command = ["bash", str(home / "bin/taskmanager.sh"), "start-foreground"]
             cluster.workers.append(running.enter_context(process(command, logs / f"tm{number}", env)))
-        wait_for(lambda: cluster.ask("/overview")["taskmanagers"] == task_managers, "Flink", logs)
+
+        def all_there() -> bool:
+            return bool(cluster.ask("/overview")["taskmanagers"] == task_managers)
+
+        wait_for(all_there, f"Flink of {task_managers} task managers", logs, [manager, *cluster.workers])
         yield cluster
 
 
@@ -115,7 +126,7 @@ def spark_cluster(folder: Path, workers: int = 2, cores: int = 1) -> Iterator[Cl
     logs.mkdir(parents=True)
     env = {"SPARK_HOME": str(home), "SPARK_LOCAL_IP": HOST, "SPARK_LOCAL_DIRS": str(folder)}
     spark = ["bash", str(home / "bin/spark-class"), "org.apache.spark.deploy"]
-    cluster = Cluster(f"spark://{HOST}:{port}", f"http://{HOST}:{web}")
+    cluster = Cluster(f"spark://{HOST}:{port}", f"http://{HOST}:{web}", folder)
     with contextlib.ExitStack() as running:
         master = [
             *spark[:2],
@@ -127,12 +138,16 @@ def spark_cluster(folder: Path, workers: int = 2, cores: int = 1) -> Iterator[Cl
             "--webui-port",
             str(web),
         ]
-        running.enter_context(process(master, logs / "master", env))
+        started = running.enter_context(process(master, logs / "master", env))
         for number in range(workers):
             command = [*spark[:2], f"{spark[2]}.worker.Worker", "--host", HOST, "-c", str(cores), "-m", "2g"]
             command += ["--webui-port", str(free_port()), "--work-dir", str(folder / f"work{number}"), cluster.master]
             cluster.workers.append(running.enter_context(process(command, logs / f"worker{number}", env)))
-        wait_for(lambda: cluster.ask("/json/")["aliveworkers"] == workers, "Spark", logs)
+
+        def all_there() -> bool:
+            return bool(cluster.ask("/json/")["aliveworkers"] == workers)
+
+        wait_for(all_there, f"Spark of {workers} workers", logs, [started, *cluster.workers])
         yield cluster
 
 
@@ -159,12 +174,31 @@ def end_group(started: subprocess.Popen[bytes]) -> None:
     started.wait()
 
 
-def wait_for(true: Callable[[], bool], what: str, logs: Path, timeout_s: float = START_S) -> None:
-    """Wait until it is true; what it raises meanwhile is a no."""
-    deadline = time.monotonic() + timeout_s
+def wait_for(
+    true: Callable[[], bool],
+    what: str,
+    logs: Path,
+    started: Sequence[subprocess.Popen[bytes]] = (),
+    timeout_s: float = START_S,
+) -> None:
+    """Wait until it is true; what it raises meanwhile is a no. Raises Failed when one of these processes has ended."""
+    deadline, last = time.monotonic() + timeout_s, "it is not there yet"
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        try:
             if true():
                 return
+            last = "it answers, and is not complete"
+        except (OSError, ValueError, KeyError) as error:
+            last = str(error)
+        if ended := [process for process in started if process.poll() is not None]:
+            raise Failed(f"{what}: a process ended with code {ended[0].returncode}; {_last_words(logs)}")
         time.sleep(0.2)
-    raise TimeoutError(f"{what} did not come up in {timeout_s:.0f} s; see {logs}")
+    raise Failed(f"{what} did not come up in {timeout_s:.0f} s ({last}); {_last_words(logs)}")
+
+
+def _last_words(logs: Path) -> str:
+    """The last line of each log."""
+    said = {
+        file.name: file.read_text(errors="replace").strip().splitlines()[-1:] for file in sorted(logs.glob("*.log"))
+    }
+    return "; ".join(f"{name}: {line[0][:200]}" for name, line in said.items() if line) or f"nothing in {logs}"

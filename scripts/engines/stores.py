@@ -57,8 +57,8 @@ def s3_server(folder: Path, bucket: str = "bucket", authorization: str = "aws-v2
     }
     (folder / "s3proxy.conf").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
     command = ["java", "-Xmx512m", "-jar", str(jar), "--properties", str(folder / "s3proxy.conf")]
-    with process(command, folder / "s3proxy", {}):
-        wait_for(lambda: listens(port), "s3proxy", folder)
+    with process(command, folder / "s3proxy", {}) as server:
+        wait_for(lambda: listens(port), "s3proxy", folder, [server])
         yield served
 
 
@@ -82,8 +82,8 @@ def azure_server(folder: Path) -> Iterator[dict[str, str]]:
         "--location",
         str(folder),
     ]
-    with process([*command, "--blobHost", HOST, "--blobPort", str(port)], folder / "azurite", {}):
-        wait_for(lambda: listens(port), "azurite", folder)
+    with process([*command, "--blobHost", HOST, "--blobPort", str(port)], folder / "azurite", {}) as server:
+        wait_for(lambda: listens(port), "azurite", folder, [server])
         make_container(f"{HOST}:{port}", "bucket")
         endpoint = f"BlobEndpoint=http://{HOST}:{port}/{ACCOUNT}"
         yield {"AZURE_STORAGE_CONNECTION_STRING": f"AccountName={ACCOUNT};AccountKey={KEY};{endpoint}"}

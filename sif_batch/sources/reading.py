@@ -1,6 +1,7 @@
 """Checked reads: the bytes that were listed, or the reason why not."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
@@ -63,12 +64,17 @@ def check_unchanged(source: Source, path: str, version: str) -> None:
 
 @contextmanager
 def _telling_store(source: Source) -> Iterator[None]:
-    """`telling_io`; a bucket that does not answer at all is no image's fault and raises SifBatchError."""
+    """`telling_io`; a source that is away altogether is no image's fault and raises SifBatchError."""
     try:
         with telling_io():
             yield
     except ImageError as error:
         fs, base = open_source(source)
+        if error.kind == "missing" and is_local(fs) and _is_away(local_of(base)):
+            raise SifBatchError(
+                f"{socket.gethostname()} does not see {source.url}",
+                remedy="see to the mount; on a cluster a source must be in a bucket, or on a mount that all nodes have",
+            ) from error
         if error.kind == "unreadable" and isinstance(fs, Objects):
             try:
                 fs.ls(base)
@@ -78,6 +84,15 @@ def _telling_store(source: Source) -> Iterator[None]:
                     remedy="see to the store; the same command goes on where this one stopped",
                 ) from away
         raise
+
+
+def _is_away(folder: str) -> bool:
+    """Whether a folder that something was listed in is not there, or empty like the place of a forgotten mount."""
+    try:
+        with os.scandir(folder) as found:
+            return next(found, None) is None
+    except OSError:
+        return True
 
 
 def _check_version(found: str, listed: str) -> None:
