@@ -1,6 +1,7 @@
 """Serve the web page of a release. Needs the extra `page`."""
 
 import contextlib
+import gc
 import importlib.util
 import logging
 import socket
@@ -59,6 +60,7 @@ def serve(settings: PageSettings, host: str, port: int, ready: Callable[[str, st
     @contextlib.asynccontextmanager
     async def announce(app: st.App) -> AsyncIterator[None]:  # Streamlit listens before it starts its app
         nonlocal announced
+        gc.freeze()  # what stays until the end need not be looked through again and again
         announced, shown = True, f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{st.get_option('server.port')}", index.release, len(index))
         yield

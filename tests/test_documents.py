@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +17,10 @@ from conftest import PHOTOS, REPOSITORY, run_command
 from test_docs import BLOCK
 
 from jobs.cli import cli
+from sif_batch.query import Index
 
 SCHEMAS = REPOSITORY / "docs" / "schemas"
+OPERATIONS = REPOSITORY / "docs" / "operations.md"
 NOTEBOOK = REPOSITORY / "examples" / "open_a_release.ipynb"
 
 
@@ -85,7 +89,8 @@ def run_blocks(document: Path, folder: Path) -> int:
     """Run a document's blocks in order, in a copy of the repository with the same .venv. Returns how many."""
     if subprocess.run(["make", "-q", ".venv/.installed-batch"], cwd=REPOSITORY).returncode:
         pytest.skip("needs a .venv as make test installs it, no older than setup.py and requirements.txt")
-    (folder / ".venv").symlink_to(REPOSITORY / ".venv")
+    if not (folder / ".venv").exists():
+        (folder / ".venv").symlink_to(REPOSITORY / ".venv")
     env = os.environ | {"PYTHONPATH": str(folder)}
     blocks = BLOCK.findall(document.read_text(encoding="utf-8"))
     for language, text in blocks:
@@ -99,9 +104,81 @@ def run_blocks(document: Path, folder: Path) -> int:
 @pytest.mark.parametrize(("name", "blocks"), [("tutorial", 8), ("how-to", 7), ("asking", 6)])
 def test_a_document_does_what_it_says(checkout: Path, name: str, blocks: int) -> None:
     assert run_blocks(REPOSITORY / "docs" / f"{name}.md", checkout) == blocks
+    if name == "how-to":
+        assert run_blocks(REPOSITORY / "docs/indexes.md", checkout) == 1
     if name == "tutorial":
         for made in ("answers.jpg", "report.html", "compare.html", "evaluation/evaluation.html", "map/map.html"):
             assert (checkout / "build" / made).stat().st_size > 10_000
+
+
+def written_commands() -> list[tuple[str, list[str]]]:
+    """Every `sif-batch` command that stands in a block of any document but the reference, with its arguments."""
+    found = []
+    for document in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))):
+        text = document.read_text(encoding="utf-8") if document.name != "reference.md" else ""
+        for block in re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if command := re.search(r"(?:^|[\s/\"=])sif-batch ([a-z]+ .*)", line):
+                    line = command[1] if command[1].count('"') % 2 == 0 else command[1].rpartition('"')[0]
+                    words = shlex.split(line, comments=True)
+                    ends = (i for i, word in enumerate(words) if re.match(r"[|<>&]|2>", word))
+                    found.append((words[0], words[1 : next(ends, len(words))]))
+    return found
+
+
+def test_every_command_that_is_written_somewhere_is_one_that_there_is(tmp_path: Path) -> None:
+    """Those too that no test can run, such as a line for cron."""
+    config = tmp_path / "nightly.toml"
+    config.write_text(re.findall(r"^```toml\n(.*?)^```", OPERATIONS.read_text(), re.MULTILINE | re.DOTALL)[0])
+    found = written_commands()
+    assert {"run", "serve", "search"} <= {name for name, _ in found} and len(found) > 40
+    for name, arguments in found:
+        given = [str(config) if argument.endswith("/nightly.toml") else argument for argument in arguments]
+        cli.commands[name].make_context(name, given)
+
+
+@pytest.mark.engines
+def test_the_blocks_about_buckets_do_what_they_say(tmp_path: Path) -> None:
+    """With a real S3 server on a folder of this machine."""
+    from scripts.engines import fetch, stores
+
+    text = (REPOSITORY / "docs/how-to.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if "s3://" in block]
+    (bucket, inventory) = (block for block in blocks if "Runner" not in block)
+    try:
+        server = stores.s3_server(tmp_path)
+        with server as served:
+            for place in ("photos/2026", "bucket/photos", "reports/bucket/inventory/data", "indexes"):
+                (served.folder.parent / place).mkdir(parents=True)
+            for photo in sorted((PHOTOS / "pizza").iterdir()):
+                for place in ("photos/2026", "bucket/photos"):
+                    shutil.copy(photo, served.folder.parent / place)
+            shutil.copy(photo, tmp_path / "query.jpg")
+            env = os.environ | served.env | {"PYTHONPATH": str(REPOSITORY), "ROOT": "there"}
+            env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SIF_BATCH_CACHE": str(tmp_path)}
+            list_it = (
+                "from sif_batch.sources import parse_sources; from sif_batch.sources.files import find_files;"
+                "import pyarrow.parquet as pq; found, _ = find_files(parse_sources(['s3://bucket/photos'])[0]);"
+                "pq.write_table(found.select(['path', 'size', 'version']), 'list.parquet')"
+            )
+            said = []
+            for command in (bucket, f'"{sys.executable}" -c "{list_it}"', inventory.replace("ROOT", "there")):
+                done = subprocess.run(
+                    ["bash", "-euo", "pipefail", "-c", command],
+                    cwd=tmp_path,
+                    env=env,
+                    capture_output=True,
+                    text=True,
+                    timeout=600,
+                )
+                assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+                said.append(done.stdout)
+                if (tmp_path / "list.parquet").exists():
+                    shutil.move(tmp_path / "list.parquet", served.folder.parent / "reports/bucket/inventory/data")
+    except fetch.Unavailable as reason:
+        pytest.skip(f"no S3 server: {reason}")
+    assert f"2026/{photo.name}" in said[0]
+    assert len(Index.open(tmp_path / "there")) == len(list((PHOTOS / "pizza").iterdir()))
 
 
 def code_of(notebook: Path) -> str:

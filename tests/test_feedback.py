@@ -57,6 +57,16 @@ def test_marks_of_nothing_right_still_help(collection: Collection) -> None:
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_filters_runs_small() -> None:
+    command = [sys.executable, "-m", "benchmarks.filters", "--rows", "3000", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [figures["rows"] for figures in found.values()] == [3000, 1000, 2000, 300]
+    assert all(figures["outside"] == 0 for figures in found.values())
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_duplicates_finds_what_it_put_there() -> None:
     command = [sys.executable, "-m", "benchmarks.duplicates", "--rows", "3000", "--dimension", "64", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=600)
