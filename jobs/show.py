@@ -1,7 +1,7 @@
 """What a person sees: ledgers and tables."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich import box
@@ -220,7 +220,8 @@ def show_sources(console: Console, sources: Sequence[dict[str, Any]]) -> None:
     console.print(table)
 
 
-MOST_SHOWN = 20
+MOST_SHOWN = 20  # images of a kind of difference
+MOST_LISTED = 3  # entries that are compared one by one
 
 
 def show_differences(console: Console, report: dict[str, Any]) -> None:
@@ -234,13 +235,27 @@ def show_differences(console: Console, report: dict[str, Any]) -> None:
         if len(found) > MOST_SHOWN:
             say("          ...")
     for name, (old, new) in report["settings"].items():
-        say(f"{name}: {old} -> {new}")
+        for line in _changes(name, old, new):
+            say(line)
     neighbours = report["neighbours"]
     if neighbours["asked"]:
         kept = f"{neighbours['kept_at_10']:.1%} of the ten nearest stayed"
         say(f"{kept}, asked with {neighbours['asked']}; most changed: {_most_changed(neighbours)}")
     if report["mean_cosine"] is not None:
         say(f"{report['mean_cosine']:.4f} cosine of the mean vectors")
+
+
+def _changes(name: str, old: Any, new: Any) -> Iterator[str]:
+    """What differs between two values, one line for each number or text in them; of long lists that they differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old | new):
+            yield from _changes(f"{name}.{key}", old.get(key), new.get(key))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) <= MOST_LISTED:
+        for i, pair in enumerate(zip(old, new, strict=True)):
+            yield from _changes(f"{name}.{i}", *pair)
+    elif old != new:
+        long = [f"{len(value)} entries" if isinstance(value, list) else value for value in (old, new)]
+        yield f"{name}: {long[0]} -> {long[1]}"
 
 
 def _most_changed(neighbours: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from jobs.map_page import map_release
 from jobs.mapping import TILE, Map, open_tile
 from jobs.neighbours import compare_neighbours
 from jobs.report import MOST_BYTES, find_run, make_report, near_twins, recall_plot, report_run, try_report
+from jobs.show import _changes
 from sif_batch.config import SifBatchError
 from sif_batch.query import Index
 from sif_batch.storage import Store
@@ -260,3 +261,10 @@ def test_the_map_of_the_page_runs_in_a_browser(root: Path, tmp_path: Path) -> No
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
     shown = subprocess.run([*command, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=300)
     assert 'data-found="3"' in shown.stdout
+
+
+def test_what_differs_between_two_settings_is_told_number_by_number() -> None:
+    old = {"at_10": 0.9, "interval": [0.8, 0.95], "why": None}
+    new = {"at_10": 0.9, "interval": [0.85, 0.95], "why": "new"}
+    assert list(_changes("recall", old, new)) == ["recall.interval.0: 0.8 -> 0.85", "recall.why: None -> new"]
+    assert list(_changes("curve", [old] * 9, [old] * 8)) == ["curve: 9 entries -> 8 entries"]
