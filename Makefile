@@ -1,7 +1,7 @@
 # make index [SRC=photos] [ROOT=where]: a published similarity index of a folder of photos.
 # make bench: the speed of embedding, beside its peers.
 # make test: everything that is checked on every commit, but for clusters and stores.
-# make test-engines [ENGINES="engines and not slow"]: real Flink and Spark clusters and an S3 server, all or a cut.
+# make test-engines [ENGINES="engines and not slow"]: real Flink and Spark clusters and servers of S3, GCS and Azure.
 SRC ?= examples/photos
 ROOT ?= build/index
 PYTHON ?= python3
@@ -27,7 +27,7 @@ test: $(VENV)/.installed-test
 # What they need is fetched once, into SIF_ENGINES_CACHE (~/.cache/sif-batch-engines); what cannot be had is skipped.
 test-engines: $(VENV)/.installed-test
 	$(BIN)/python -m scripts.engines.fetch
-	$(BIN)/pytest -m "$(ENGINES)" -rs
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "$(ENGINES)" -rs --durations 15
 
 # Embedding beside its peers, small; without options, `python -m benchmarks.embed` runs it in full.
 bench: $(VENV)/.installed-test

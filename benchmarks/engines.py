@@ -29,7 +29,7 @@ from scripts.engines.stores import s3_server
 
 REPOSITORY = Path(__file__).parents[1]
 PHOTOS = REPOSITORY / "examples" / "photos"
-FEW, SPREAD = 40, 1000
+FEW, SPREAD = 40, 2000
 TIMEOUT_S = 3600
 PROCESS = "--environment_type=PROCESS"
 ENGINES = ("local", "flink", "spark", "flink cluster", "spark cluster")
@@ -159,7 +159,7 @@ def main(images: Path, number: int, only: tuple[str, ...], as_json: bool) -> Non
             report["s3"] = measure_s3(many, number, Path(scratch) / "s3")
         if not only or "spread" in only:
             report["spread"] = measure_spread(
-                copies_of(images, SPREAD, Path(scratch, "thousand")), Path(scratch, "spread")
+                copies_of(images, SPREAD, Path(scratch, "spreading")), Path(scratch, "spread")
             )
     print(json.dumps(report)) if as_json else show(report)
 

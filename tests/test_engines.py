@@ -388,14 +388,15 @@ def test_flink_without_restarts_ends_clearly_and_the_same_command_finishes(tmp_p
 
 def unseen(cluster: Cluster, tmp_path: Path) -> None:
     """A ROOT, and photos, that are not on the nodes: the error says what is missing where, and what to do."""
+    for folder in ("photos", "root2"):
+        (tmp_path / folder).mkdir()
+    for photo in sorted(PHOTOS.rglob("*.jpg"))[:16]:
+        shutil.copyfile(photo, tmp_path / "photos" / f"{photo.parent.name}-{photo.name}")
     for hidden, said in (("root2", "does not see plan"), ("photos", "does not see")):
-        (tmp_path / hidden).mkdir(exist_ok=True)
         worker = tmp_path / f"worker-{hidden}"
         inside = f"mount -t tmpfs none {tmp_path / hidden} && exec {Path(sys.executable).with_name('sif-batch-worker')}"
         worker.write_text(f'#!/bin/sh\nexec unshare -m sh -c \'{inside} "$@"\' worker "$@"\n')
         worker.chmod(0o755)
-        for photo in sorted(PHOTOS.rglob("*.jpg"))[:16]:
-            shutil.copyfile(photo, tmp_path / "photos" / photo.name)
         blind = on(cluster, f'--environment_config={{"command": "{worker}"}}')
         done = finish(command(tmp_path, tmp_path / f"root2/{hidden}", blind, source=tmp_path / "photos"))
         assert done.code == 1 and said in done.json["error"] and "mount" in done.json["remedy"], done.out
