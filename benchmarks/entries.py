@@ -2,8 +2,8 @@
 
 python -m benchmarks.entries [--files 1000000] [--entries 10000000] [--cases walk,inventory,csv,first,again] [--json]
 
-walk: a real tree of empty files; inventory, csv: a ready list; first: the plan of a first night; again: the plan of a
-night with one entry in a hundred changed, over the catalog of all. Each in a process of its own, on made-up entries.
+walk: a real tree of empty files; inventory, csv: a ready list; first: a first night from such a list to its plan;
+again: a night with one entry in a hundred changed, over the catalog of all. Each in a process of its own, made up.
 """
 
 import json
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sif_batch.catalog import CATALOG_SCHEMA, CONTAINER_SCHEMA, Catalog, load_catalog, write_cache
+from sif_batch.catalog import CATALOG_SCHEMA, CacheWriter, cache_path, load_catalog
 from sif_batch.config import Source
+from sif_batch.matching import entry_digests
 from sif_batch.memory import peak_bytes, resident_bytes
 from sif_batch.shards import DEFAULT_LIMITS, make_plan, save_plan
-from sif_batch.sources import LISTING_SCHEMA, Listing, list_sources
+from sif_batch.sources import LISTING_SCHEMA, list_sources
 from sif_batch.standing import spans_to_do, standing_rows
-from sif_batch.storage import Store
+from sif_batch.storage import Store, sha256_of
 
 FOLDER_FILES = 1000
+STEP = 2**20  # entries that are made at a time
 ENCODER = "made-up"
 GOAL_S, GOAL_MB, INVENTORY_GOAL_S, FULL = 180, 2000, 60, 10_000_000
 PLACE = Source(name="made", url="/made/up")
@@ -41,20 +44,19 @@ PLACE = Source(name="made", url="/made/up")
 Steps = dict[str, float]
 
 
-def paths_of(count: int) -> pa.Array:
-    """00000/0000000.jpg, ..., (count,) string in order."""
-    numbers, folders = (pa.array(np.arange(count) // size).cast(pa.string()) for size in (1, FOLDER_FILES))
+def paths_of(start: int, end: int) -> pa.Array:
+    """00000/0000000.jpg, ..., string in order."""
+    numbers, folders = (pa.array(np.arange(start, end) // size).cast(pa.string()) for size in (1, FOLDER_FILES))
     padded = pc.utf8_lpad(folders, 5, "0"), pc.utf8_lpad(numbers, 8, "0")
     return pc.binary_join_element_wise(pc.binary_join_element_wise(*padded, "/"), ".jpg", "")
 
 
-def entries_of(count: int, changed: int = 0) -> pa.Table:
+def entries_of(start: int, end: int, changed: int = 0) -> pa.Table:
     """LISTING_SCHEMA; the version of every so many-th entry is another."""
-    other = np.zeros(count, bool)
-    if changed:
-        other[::changed] = True
+    numbers = np.arange(start, end)
+    other = numbers % changed == 0 if changed else np.zeros(len(numbers), bool)
     versions = pc.if_else(pa.array(other), "51234-1800000000123456789", "51234-1700000000123456789")
-    columns = [pa.repeat("made", count), paths_of(count), np.full(count, 51_234), versions]
+    columns = [pa.repeat("made", len(numbers)), paths_of(start, end), np.full(len(numbers), 51_234), versions]
     return pa.table(columns, schema=LISTING_SCHEMA)
 
 
@@ -69,36 +71,54 @@ def make_tree(folder: Path, count: int) -> None:
             (inner / f"{number:08d}.jpg").touch()
 
 
-def make_inventory(folder: Path, count: int) -> None:
-    entries = entries_of(count).select(["path", "size", "version"]).rename_columns(["key", "size", "e_tag"])
-    pq.write_table(entries, folder / "list.parquet")
-    pyarrow.csv.write_csv(entries, folder / "list.csv")
+def make_inventory(folder: Path, count: int, changed: int = 0, csv: bool = False) -> None:
+    """list.parquet, or list.csv: key, size and e_tag."""
+    schema = pa.schema([("key", pa.string()), ("size", pa.int64()), ("e_tag", pa.string())])
+    writer = pyarrow.csv.CSVWriter if csv else pq.ParquetWriter
+    with writer(str(folder / f"list.{'csv' if csv else 'parquet'}"), schema) as sink:
+        for start in range(0, count, STEP):
+            entries = entries_of(start, min(count, start + STEP), changed).select(["path", "size", "version"])
+            sink.write_table(pa.table(entries.columns, schema))
 
 
-def make_catalog(folder: Path, count: int) -> None:
-    """A ROOT whose catalog is cached: of its parts there are the names alone."""
+def make_night(folder: Path, count: int) -> None:
+    """A list of which one in a hundred changed, and a ROOT whose catalog is cached: of its parts there are the names
+    alone."""
+    make_inventory(folder, count, 100)
     store = Store(str(folder / "root"))
     size = DEFAULT_LIMITS.shard_images
     names = [f"{number:032x}" for number in range(-(-count // size))]
     for name in names:
         store.create(f"parts/{ENCODER}/{name}.parquet", b"")
-    entries, random = entries_of(count), np.random.default_rng(0)
+    path = Path(store.path(cache_path(ENCODER)))
+    path.parent.mkdir()
+    with open(path, "wb") as file, CacheWriter(file) as writer:
+        for start in range(0, count, size):
+            writer.write(made_rows(start, min(count, start + size)))
+        writer.describe(names, ["{}"] * len(names), {}, {})
+    path.with_suffix(".parquet.sha256").write_text(sha256_of(path))
+
+
+def made_rows(start: int, end: int) -> pa.Table:
+    """CATALOG_SCHEMA of these entries."""
+    entries, random, count = entries_of(start, end), np.random.default_rng(start), end - start
+    contents = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(32), count, [None, pa.py_buffer(random.bytes(32 * count))]
+    )
     made: dict[str, Any] = {
-        "part": (np.arange(count) // size).astype(np.int32),
-        "row": (np.arange(count) % size).astype(np.uint16),
+        "part": np.full(count, start // DEFAULT_LIMITS.shard_images, np.int32),
+        "row": np.arange(count, dtype=np.uint16),
+        "entry": entry_digests(entries),
         "key": pc.binary_join_element_wise(entries["source"], entries["path"], "/"),
         "hash": random.integers(2**63, size=count, dtype=np.uint64),
         "attempt": np.ones(count, np.int8),
         "width": np.full(count, 500, np.int32),
         "height": np.full(count, 375, np.int32),
-        "sha256": pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(32), count, [None, pa.py_buffer(random.bytes(32 * count))]
-        ),
+        "sha256": contents,
     }
     made |= {name: entries[name] for name in ("source", "path", "version")}
     columns = [made.get(field.name, pa.nulls(count, field.type)) for field in CATALOG_SCHEMA]
-    rows = pa.table(columns, schema=CATALOG_SCHEMA)
-    write_cache(store, ENCODER, Catalog(names, ["{}"] * len(names), rows, CONTAINER_SCHEMA.empty_table()))
+    return pa.table(columns, schema=CATALOG_SCHEMA)
 
 
 # Measured.
@@ -128,16 +148,19 @@ def read_list(name: str) -> Callable[[Path, int], Steps]:
     return measured
 
 
-def plan(changed: int) -> Callable[[Path, int], Steps]:
+def plan(todo_of: Callable[[int], int]) -> Callable[[Path, int], Steps]:
+    """From the list of a night to its plan. todo_of: how many of so many entries are to do."""
+
     def measured(folder: Path, count: int) -> Steps:
         steps: Steps = {}
-        entries = entries_of(count, changed)
-        store = Store(str(folder / ("root" if changed else "new")))
-        step(steps, "save listing", lambda: Listing(entries).save(store))
+        store = Store(str(folder / "root"))
+        source = PLACE.model_copy(update={"inventory": str(folder / "list.parquet")})
+        listing = step(steps, "list", lambda: list_sources([source]))
+        step(steps, "save listing", lambda: listing.save(store))
         catalog = step(steps, "catalog", lambda: load_catalog(store, ENCODER))
-        standing = step(steps, "standing", lambda: standing_rows(entries, catalog))
-        todo = step(steps, "to do", lambda: spans_to_do(entries, standing, catalog))
-        check(len(todo), -(-count // changed) if changed else count)
+        standing = step(steps, "standing", lambda: standing_rows(listing.entries, catalog))
+        todo = step(steps, "to do", lambda: spans_to_do(listing.entries, standing, catalog))
+        check(len(todo), todo_of(count))
         made = step(steps, "plan", lambda: make_plan(ENCODER, todo, DEFAULT_LIMITS))
         step(steps, "save plan", lambda: save_plan(store, ENCODER, made, [PLACE]))
         return steps
@@ -150,12 +173,12 @@ def check(found: int, wanted: int) -> None:
         raise SystemExit(f"{found} entries were found, {wanted} are there")
 
 
-CASES: dict[str, tuple[Callable[[Path, int], None] | None, Callable[[Path, int], Steps]]] = {
+CASES: dict[str, tuple[Callable[[Path, int], None], Callable[[Path, int], Steps]]] = {
     "walk": (make_tree, walk),
     "inventory": (make_inventory, read_list("list.parquet")),
-    "csv": (None, read_list("list.csv")),  # after inventory
-    "first": (None, plan(0)),
-    "again": (make_catalog, plan(100)),
+    "csv": (partial(make_inventory, csv=True), read_list("list.csv")),
+    "first": (make_inventory, plan(lambda count: count)),
+    "again": (make_night, plan(lambda count: -(-count // 100))),
 }
 
 
@@ -168,8 +191,9 @@ def in_process(task: str, case: str, folder: Path, count: int) -> dict[str, Any]
 
 def measure(case: str, folder: Path, count: int) -> dict[str, Any]:
     """Seconds by step, `total_s` and `peak_mb` of the process that took them; entries."""
-    if CASES[case][0]:
-        in_process("make", case, folder, count)
+    folder = folder / case
+    folder.mkdir()
+    in_process("make", case, folder, count)
     return in_process("measure", case, folder, count) | {"entries": count}
 
 
@@ -184,7 +208,7 @@ def main(files: int, entries: int, cases: str, task: str | None, folder: Path | 
     """Measure the cases. Exit 1 if listing and planning ten million entries would miss its goals."""
     if task is not None and folder is not None:
         make, work = CASES[cases]
-        if task == "make" and make is not None:
+        if task == "make":
             make(folder, entries)
             click.echo("{}")
         else:

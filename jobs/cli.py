@@ -150,8 +150,8 @@ SOURCE_OPTIONS = (
     click.option(
         "--inventory",
         metavar="FILE|GLOB",
-        help="Parquet or CSV that lists the SOURCE's files (key, size, version or e_tag), as buckets' inventories do: "
-        "it is read every night, and nobody walks through the SOURCE.",
+        help="Parquet, CSV or S3's manifest.json that lists the SOURCE's files (key, size, version or e_tag), as "
+        "buckets' inventories do: it is read every night, and nobody walks through the SOURCE.",
     ),
     click.option("--image-column", metavar="NAME", help="Of Parquet sources: the column of image bytes."),
     click.option(

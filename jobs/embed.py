@@ -20,10 +20,11 @@ from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.devices import Lane, OwnLanes, choose_devices, plan_lanes
 from sif_batch.encoders import read_spec
 from sif_batch.known import are_known, write_known
+from sif_batch.matching import ENTRY
 from sif_batch.shards import OPEN, finish_plan, make_plan, open_plans, plan_encoder, plan_shards, save_plan
 from sif_batch.sources import Listing
 from sif_batch.sources.listing import listing_names
-from sif_batch.standing import ENTRY, Standing, failures_by_kind, spans_to_do, stale_rows, standing_rows
+from sif_batch.standing import Standing, failures_by_kind, spans_to_do, stale_rows, standing_rows
 from sif_batch.storage import Store
 
 WARM_UP = "sif_batch.embedding:warm_up"

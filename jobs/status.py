@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from jobs.runs import last_run
 from jobs.settings import open_root
-from sif_batch.catalog import CATALOG_SCHEMA, Catalog, load_catalog
+from sif_batch.catalog import Catalog, load_catalog
 from sif_batch.config import RootRecord
 from sif_batch.history import read_top
 from sif_batch.shards import open_plans
@@ -55,6 +55,4 @@ def read_collection(store: Store, record: RootRecord) -> tuple[pa.Table, Catalog
     """The newest listing's entries, and the catalog of ROOT's encoder."""
     names = listing_names(store)
     entries = Listing.load(store, names[0]).entries if names else LISTING_SCHEMA.empty_table()
-    if not store.sizes(f"parts/{record.encoder}"):
-        return entries, Catalog([], [], CATALOG_SCHEMA.empty_table())
     return entries, load_catalog(store, record.encoder, keep=False)

@@ -2,24 +2,35 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sif_batch.columnar import TableFile
 from sif_batch.config import canonical_json
 from sif_batch.erased import read_erased
+from sif_batch.matching import entry_digests
 from sif_batch.parts import LIGHT, PART_SCHEMA, SPAN, container_spans, part_path, read_light, replaces
 from sif_batch.shards import SPAN_SCHEMA
-from sif_batch.storage import Store, digest
+from sif_batch.storage import Store, digest, sha256_of
 
 READERS = 8
-CATALOG_SCHEMA = pa.schema([("part", pa.int32()), ("row", pa.uint16()), *(PART_SCHEMA.field(name) for name in LIGHT)])
-
+READ_AHEAD = 64
+ROW_GROUP = 2**18
+CATALOG_SCHEMA = pa.schema(
+    [
+        ("part", pa.int32()),
+        ("row", pa.uint16()),
+        ("entry", pa.binary(16)),  # `matching.entry_digests`
+        *(PART_SCHEMA.field(name) for name in LIGHT),
+    ]
+)
 
 CONTAINER_SCHEMA = pa.schema(
     [
@@ -32,12 +43,13 @@ CONTAINER_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Catalog:
-    """rows: CATALOG_SCHEMA, `part` counting in `parts` (names in order); fingerprints: JSON text by part; spans:
-    CONTAINER_SCHEMA, one for each part of a container; replaces: by part, those whose rows it has taken over."""
+    """rows: CATALOG_SCHEMA, in order of `part`, which counts in `parts` (names in order); fingerprints: JSON text by
+    part; spans: CONTAINER_SCHEMA, one for each part of a container; replaces: by part, those whose rows it has taken
+    over."""
 
     parts: list[str]
     fingerprints: list[str]
-    rows: pa.Table
+    rows: TableFile
     spans: pa.Table = field(default_factory=CONTAINER_SCHEMA.empty_table)
     replaces: dict[str, list[str]] = field(default_factory=dict)
 
@@ -57,7 +69,7 @@ def without_rows(catalog: Catalog, gone: np.ndarray) -> Catalog:
 
     Of the spans of containers, those of replaced parts go that their successors have too.
     """
-    rows = catalog.rows.filter(pa.array(~gone)).combine_chunks()
+    rows = catalog.rows.filter(pa.array(~gone))
     old, new = _successions(catalog)
     spans = catalog.spans.to_pylist() if old else []
     stand = {_place(span) for span in spans if span["part"] in new}
@@ -68,6 +80,8 @@ def without_rows(catalog: Catalog, gone: np.ndarray) -> Catalog:
 def taken_over(catalog: Catalog) -> np.ndarray:
     """Which rows stand in a part that replaced theirs: (n,) bool. What was not taken over counts as before."""
     found = np.zeros(len(catalog.rows), bool)
+    if not catalog.replaces:
+        return found
     old, new = (np.isin(catalog.rows["part"].to_numpy(), list(numbers)) for numbers in _successions(catalog))
     if old.any():
         names = ["key", "version", "attempt"]
@@ -94,42 +108,132 @@ def load_whole(store: Store, encoder_id: str, keep: bool = True) -> Catalog:
     cached = _read_cache(store, encoder_id)
     if cached is not None and cached.parts == names:
         return cached
-    known = {part: i for i, part in enumerate(cached.parts)} if cached else {}
-    new = [name for name in names if name not in known]
+    if not keep:
+        sink = io.BytesIO()
+        _write_anew(store, encoder_id, names, cached, sink)
+        return _open_cache(pa.BufferReader(sink.getbuffer()))
+    with store.scratch("catalog") as folder:
+        with open(made := folder / "rows.parquet", "wb") as file:
+            _write_anew(store, encoder_id, names, cached, file)
+        path, sha256 = cache_path(encoder_id), sha256_of(made)
+        if not store.local:
+            catalog = _open_cache(pa.BufferReader(made.read_bytes()))
+        store.publish(path, made, replace=True)
+        store.replace(f"{path}.sha256", sha256.encode())
+    return _open_cache(pa.OSFile(store.path(path))) if store.local else catalog
 
-    def read(part: str) -> tuple[pa.Table, str, list[list[Any]], list[str]]:
+
+def _write_anew(store: Store, encoder_id: str, names: Sequence[str], cached: Catalog | None, sink: BinaryIO) -> None:
+    """Write the cache of these parts, row group by row group: what it held, and the parts that it did not."""
+    known = {part: i for i, part in enumerate(cached.parts)} if cached else {}
+    about: dict[str, tuple[str, list[list[Any]], list[str]]] = {}
+    if cached is not None:
+        spans = _named_spans(cached)
+        for part, fingerprint in zip(cached.parts, cached.fingerprints, strict=True):
+            about[part] = fingerprint, spans.get(part, []), cached.replaces.get(part, [])
+    number = {name: i for i, name in enumerate(names)}
+
+    def read(part: str) -> pa.Table:
         with store.open(part_path(encoder_id, part)) as file:
             table = read_light(file, part)
         metadata = table.schema.metadata
-        light = table.replace_schema_metadata(None)
-        return light, metadata[b"fingerprint"].decode(), container_spans(metadata), replaces(metadata)
+        about[part] = metadata[b"fingerprint"].decode(), container_spans(metadata), replaces(metadata)
+        own = [pa.repeat(pa.scalar(number[part], pa.int32()), len(table)), np.arange(len(table), dtype=np.uint16)]
+        columns = [*own, entry_digests(table), *table.columns]
+        return pa.table(columns, schema=CATALOG_SCHEMA)
 
-    with ThreadPoolExecutor(READERS) as pool:
-        read_parts = dict(zip(new, pool.map(read, new), strict=True))
-    if cached is not None:
-        starts = np.searchsorted(cached.rows["part"].to_numpy(), np.arange(len(cached.parts) + 1))
-        light = cached.rows.select(LIGHT)
-    taken = (cached.replaces if cached else {}) | {name: made[3] for name, made in read_parts.items() if made[3]}
-    spans = _named_spans(cached) | {name: read_parts[name][2] for name in new}
-    tables = [CATALOG_SCHEMA.empty_table()]
-    for number, name in enumerate(names):
-        if name in read_parts:
-            table = read_parts[name][0]
-        else:
-            start, end = starts[known[name]], starts[known[name] + 1]
-            table = light.slice(start, end - start)
-        own = [pa.repeat(pa.scalar(number, pa.int32()), len(table)), np.arange(len(table), dtype=np.uint16)]
-        tables.append(pa.table([*own, *table.columns], schema=CATALOG_SCHEMA))
-    fingerprints = [
-        read_parts[name][1] if name in read_parts else cached.fingerprints[known[name]]  # type: ignore[union-attr]
-        for name in names
-    ]
-    rows, standing = pa.concat_tables(tables).combine_chunks(), set(names)
-    taken = {name: olds for name, olds in taken.items() if name in standing}
-    catalog = Catalog(names, fingerprints, rows, _spans_of(names, spans), taken)
-    if keep:
-        write_cache(store, encoder_id, catalog)
-    return catalog
+    with CacheWriter(sink) as writer, ThreadPoolExecutor(READERS) as pool:
+        new = _ahead(pool, read, [name for name in names if name not in known])
+        old = _renumbered(cached, number) if cached is not None else iter(())
+        for table in _merged(old, new):
+            writer.write(table)
+        spans = {name: about[name][1] for name in names if about[name][1]}
+        taken = {name: about[name][2] for name in names if about[name][2]}
+        writer.describe(names, [about[name][0] for name in names], spans, taken)
+
+
+def _ahead(pool: ThreadPoolExecutor, read: Callable[[str], pa.Table], names: Sequence[str]) -> Iterator[pa.Table]:
+    """What these parts hold, in order, a few read ahead."""
+    for start in range(0, len(names), READ_AHEAD):
+        yield from (table for table in pool.map(read, names[start : start + READ_AHEAD]) if len(table))
+
+
+def _renumbered(cached: Catalog, number: dict[str, int]) -> Iterator[pa.Table]:
+    """The cached rows of parts that still stand, under their new numbers."""
+    renumber = np.array([number.get(part, -1) for part in cached.parts], np.int32)
+    for table in cached.rows.batches(CATALOG_SCHEMA.names):
+        part = renumber[table["part"].to_numpy()]
+        yield table.set_column(0, "part", pa.array(part)).filter(pa.array(part >= 0))
+
+
+def _merged(old: Iterator[pa.Table], new: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Tables in order of their part, of two streams that are."""
+    pending = next(new, None)
+    for table in old:
+        start, part = 0, table["part"].to_numpy()
+        while pending is not None and len(table) and pending["part"][0].as_py() < part[-1]:
+            end = int(np.searchsorted(part, pending["part"][0].as_py()))
+            yield table.slice(start, end - start)
+            yield pending
+            start, pending = end, next(new, None)
+        yield table.slice(start)
+    while pending is not None:
+        yield pending
+        pending = next(new, None)
+
+
+class CacheWriter:
+    """Writes a cache: rows in order of their part, then what is known of the parts."""
+
+    def __init__(self, sink: BinaryIO):
+        plain = ("entry", "hash", "sha256")  # digests take no less room compressed
+        self._writer = pq.ParquetWriter(
+            sink,
+            CATALOG_SCHEMA,
+            compression={name: "none" if name in plain else "zstd" for name in CATALOG_SCHEMA.names},
+            use_dictionary=["source", "version", "attempt", "width", "height", "error_kind", "error"],
+            write_statistics=False,
+        )
+        self._tables: list[pa.Table] = []
+        self._rows = 0
+
+    def __enter__(self) -> "CacheWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()
+
+    def write(self, table: pa.Table) -> None:
+        self._tables.append(table)
+        self._rows += len(table)
+        if self._rows >= ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        table = pa.concat_tables([CATALOG_SCHEMA.empty_table(), *self._tables]).combine_chunks()
+        self._writer.write_table(table, row_group_size=ROW_GROUP)
+        self._tables, self._rows = [], 0
+
+    def describe(
+        self,
+        parts: Sequence[str],
+        fingerprints: Sequence[str],
+        spans: dict[str, list[list[Any]]],
+        replaces: dict[str, list[str]],
+    ) -> None:
+        """End it: what is known of the parts."""
+        self._flush()
+        distinct = sorted(set(fingerprints))
+        place = {text: number for number, text in enumerate(distinct)}
+        self._writer.add_key_value_metadata(
+            {
+                b"parts": canonical_json(list(parts)),
+                b"distinct": canonical_json(distinct),
+                b"fingerprints": canonical_json([place[text] for text in fingerprints]),
+                b"spans": canonical_json(spans),
+                b"replaces": canonical_json(replaces),
+            }
+        )
 
 
 def _named_spans(cached: Catalog | None) -> dict[str, list[list[Any]]]:
@@ -148,44 +252,29 @@ def _spans_of(parts: Sequence[str], spans: dict[str, list[list[Any]]]) -> pa.Tab
     )
 
 
-def _cache_path(encoder_id: str) -> str:
+def cache_path(encoder_id: str) -> str:
     return f"catalog/{encoder_id}.parquet"
-
-
-def write_cache(store: Store, encoder_id: str, catalog: Catalog) -> None:
-    """Keep a catalog for the next run."""
-    distinct = sorted(set(catalog.fingerprints))
-    metadata = {
-        b"parts": canonical_json(catalog.parts),
-        b"distinct": canonical_json(distinct),
-        b"fingerprints": canonical_json([distinct.index(text) for text in catalog.fingerprints]),
-        b"spans": canonical_json(_named_spans(catalog)),
-        b"replaces": canonical_json(catalog.replaces),
-    }
-    sink = io.BytesIO()
-    table = catalog.rows.replace_schema_metadata(metadata)
-    pq.write_table(table, sink, compression="zstd")
-    store.replace(_cache_path(encoder_id), sink.getvalue())
-    store.replace(_cache_path(encoder_id) + ".sha256", digest(sink.getvalue()).encode())
 
 
 def _read_cache(store: Store, encoder_id: str) -> Catalog | None:
     """The cached catalog; None where there is none or it cannot be read: it is only a cache."""
+    path = cache_path(encoder_id)
     try:
-        data = store.read(_cache_path(encoder_id))
-        if store.read(_cache_path(encoder_id) + ".sha256") != digest(data).encode():
-            return None
-        table = pq.read_table(io.BytesIO(data))
-        metadata = table.schema.metadata
-        distinct = json.loads(metadata[b"distinct"])
-        fingerprints = [distinct[i] for i in json.loads(metadata[b"fingerprints"])]
-        parts = json.loads(metadata[b"parts"])
-        return Catalog(
-            parts,
-            fingerprints,
-            table.cast(CATALOG_SCHEMA),
-            _spans_of(parts, json.loads(metadata[b"spans"])),
-            json.loads(metadata[b"replaces"]),
-        )
+        expected = store.read(f"{path}.sha256").decode()
+        if store.local:
+            return _open_cache(pa.OSFile(store.path(path))) if sha256_of(Path(store.path(path))) == expected else None
+        data = store.read(path)
+        return _open_cache(pa.BufferReader(data)) if digest(data) == expected else None
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):
         return None
+
+
+def _open_cache(source: pa.NativeFile) -> Catalog:
+    """A cache as it was written; anything else raises."""
+    rows = TableFile(source)
+    if rows.schema != CATALOG_SCHEMA:  # of another version
+        raise ValueError("this is no catalog")
+    about = {name: json.loads(rows.metadata[name]) for name in (b"parts", b"distinct", b"spans", b"replaces")}
+    fingerprints = [about[b"distinct"][number] for number in json.loads(rows.metadata[b"fingerprints"])]
+    parts = about[b"parts"]
+    return Catalog(parts, fingerprints, rows, _spans_of(parts, about[b"spans"]), about[b"replaces"])

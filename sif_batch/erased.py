@@ -63,6 +63,8 @@ class Erased(Frozen):
 
     def leave_out(self, listing: Listing) -> Listing:
         """The listing without what was erased, which is counted as ignored."""
+        if not (self.keys or self.entries):
+            return listing
         entries, keys = listing.entries, keys_of(listing.entries)
         out = _find(keys, self.keys, lambda at: hash_of(keys[at].as_py()))
         out |= _find(entries["path"], self.entries, lambda at: entry_hash(**entries.slice(at, 1).to_pylist()[0]))

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sif_batch.catalog import Catalog
-from sif_batch.standing import ENTRY, Standing
+from sif_batch.matching import ENTRY
+from sif_batch.standing import Standing
 from sif_batch.storage import Store, temporary_name
 
 

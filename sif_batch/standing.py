@@ -1,6 +1,6 @@
 """What follows from listing and catalog: the rows that stand, the work to do, and the rows that live."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sif_batch.catalog import Catalog
+from sif_batch.columnar import TableFile
 from sif_batch.config import Source
 from sif_batch.failures import TRANSIENT
+from sif_batch.matching import ENTRY, Entries, batches
 from sif_batch.shards import OPEN, SPAN_SCHEMA
 from sif_batch.sources.containers import are_containers, container_kind
 from sif_batch.sources.files import uri_prefix
@@ -17,20 +19,33 @@ from sif_batch.sources.listing import are_rising, keys_of
 
 MAX_ATTEMPTS = 3
 MOST_ATTEMPTS = 127  # an int8 holds no more
-ENTRY = ["source", "path", "version"]
+KEYS = 2**20  # at a time
 
 
-def find_duplicates(keys: pa.Array) -> np.ndarray:
+def find_duplicates(entries: pa.Table) -> np.ndarray:
     """Which entries have the key of an earlier one: twins under Unicode NFC. (n,) bool."""
-    twin = np.zeros(len(keys), bool)
-    rising = len(keys) < 2 or pc.all(pc.less(keys[:-1], keys[1:])).as_py()  # as listings mostly are: needs no table
-    if rising or pc.count_distinct(keys).as_py() == len(keys):
+    twin = np.zeros(len(entries), bool)
+    if _are_rising(keys_of(batch) for batch in batches(entries.select(["source", "path"]), KEYS)):
+        return twin  # as in listings whose names are ASCII
+    keys = keys_of(entries)
+    if pc.count_distinct(keys).as_py() == len(keys):
         return twin
     codes = keys.dictionary_encode().indices.to_numpy()
     _, first = np.unique(codes, return_index=True)
     twin[:] = True
     twin[first] = False
     return twin
+
+
+def _are_rising(pieces: Iterator[pa.Array]) -> bool:
+    """Whether each key of some pieces is larger than the one before."""
+    last = None
+    for keys in pieces:
+        first = keys[0].as_py()
+        if (last is not None and first.encode() <= last) or not pc.all(pc.less(keys[:-1], keys[1:])).as_py():
+            return False
+        last = keys[-1].as_py().encode()
+    return True
 
 
 @dataclass(frozen=True)
@@ -57,48 +72,87 @@ def standing_rows(entries: pa.Table, catalog: Catalog, max_attempts: int = MAX_A
 
     Of two members with one name in a container, the later one, good or not.
     """
-    duplicate = find_duplicates(keys_of(entries))
-    rows = catalog.rows
-    numbered = entries.select(ENTRY).append_column("entry", pa.array(np.arange(len(entries))))
-    candidates = rows.select(ENTRY).append_column("row", pa.array(np.arange(len(rows))))
-    pairs = candidates.join(numbered.slice(0, len(entries) if len(rows) else 0), ENTRY, join_type="inner")
-    entry, row = pairs["entry"].to_numpy(), pairs["row"].to_numpy()
-
-    kinds = rows["error_kind"]
-    bad = kinds.is_valid().to_numpy()
+    duplicate, rows = find_duplicates(entries), catalog.rows
+    of_entry = _entries_of(rows, entries)
+    row = np.flatnonzero(of_entry >= 0)
+    entry = of_entry[row]
+    bad, transient, is_twin = _outcomes(rows)
     attempts, parts = rows["attempt"].to_numpy(), rows["part"].to_numpy()
-    is_twin = pc.fill_null(pc.equal(kinds, "duplicate_key"), False).to_numpy()
-    first, ends, superseded = _coverage(numbered, catalog.spans)
-    begins = np.zeros(len(catalog.parts), np.int64)
-    begins[catalog.spans["part"].to_numpy()] = catalog.spans["first"].to_numpy()
-    # A container's own row stands only in the part that ends it.
-    whole = in_containers(entries, entry)
-    own = whole & rows["member"].is_null().to_numpy()[row]
-    fits = np.where(own, ends[entry] == parts[row], is_twin[row] == duplicate[entry])
-    entry, row, member = entry[fits], row[fits], whole[fits] & ~own[fits]
+    first, ends, superseded = _coverage(entries, catalog.spans)
 
-    name = np.zeros(len(row), np.int64)  # members with one key in an entry share it; a file has but one
-    name[member] = rows["key"].take(pa.array(row[member])).combine_chunks().dictionary_encode().indices.to_numpy()
-    name[whole[fits] & ~member] = -1
-    begin = begins[parts[row]]
-    order = np.lexsort((rows["row"].to_numpy()[row], parts[row], -attempts[row], bad[row], -begin, name, entry))
-    entry, row, name, begin = entry[order], row[order], name[order], begin[order]
-    changes = (np.diff(entry, prepend=-1) != 0) | (np.diff(name, prepend=-2) != 0)
-    again = np.flatnonzero(~changes)
-    superseded += int((begin[again] != begin[again - 1]).sum())
-    best = np.flatnonzero(changes)
+    whole = are_containers(entries["path"])
+    own = whole[entry]  # a container's own row stands only in the part that ends it
+    if own.any():
+        own &= rows["member"].is_null().to_numpy()[row]
+    fits = np.where(own, ends[entry] == parts[row], is_twin[row] == duplicate[entry])
+    entry, row, own = entry[fits], row[fits], own[fits]
+    # Files that have one row are settled; a member's name, and which of several rows it is, are looked into.
+    rivals = whole[entry] | (np.bincount(entry, minlength=len(entries)) > 1)[entry]
+    rival = np.flatnonzero(rivals)
+    best, passed = _best(catalog, entry[rival], row[rival], whole[entry[rival]] & ~own[rival], bad)
+    superseded += passed
+    best = np.concatenate([np.flatnonzero(~rivals), rival[best]])
+    best = best[np.argsort(entry[best], kind="stable")]
     entry, row = entry[best], row[best]
-    first[entry] = np.where(in_containers(entries, entry), first[entry], -1)
-    transient = pc.is_in(kinds, pa.array(list(TRANSIENT))).to_numpy()
+    first[entry] = np.where(whole[entry], first[entry], -1)
     retry = transient[row] & (attempts[row] < max_attempts)
     return Standing(row, entry, ~bad[row], retry, first, duplicate, superseded)
 
 
+def _entries_of(rows: TableFile, entries: pa.Table) -> np.ndarray:
+    """The entry that each row is of, -1 for none: (rows,) int32."""
+    if not len(rows):
+        return np.empty(0, np.int32)
+    listed = Entries(entries)
+    digests = (batch["entry"] for batch in rows.batches(["entry"]))
+    return listed.find(chunk for column in digests for chunk in column.chunks)
+
+
+def _outcomes(rows: TableFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which rows failed, which of them for now, and which are of twins: (rows,) bool each."""
+    found = [np.empty((0, 3), bool)]
+    for batch in rows.batches(["error_kind"]):
+        kinds = batch["error_kind"]
+        one = np.zeros((len(kinds), 3), bool)
+        if kinds.null_count < len(kinds):
+            one[:, 0] = kinds.is_valid().to_numpy()
+            one[:, 1] = pc.is_in(kinds, pa.array(list(TRANSIENT))).to_numpy()
+            one[:, 2] = pc.fill_null(pc.equal(kinds, "duplicate_key"), False).to_numpy()
+        found.append(one)
+    bad, transient, is_twin = np.concatenate(found).T
+    return bad, transient, is_twin
+
+
+def _best(
+    catalog: Catalog, entry: np.ndarray, row: np.ndarray, member: np.ndarray, bad: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Of several rows of an entry, or of a member's name in it, the place of the one that stands, in order of entry;
+    and how many members are passed over for a later one of their name."""
+    rows = catalog.rows
+    attempt, part, number = (rows[name].to_numpy()[row] for name in ("attempt", "part", "row"))
+    begins = np.zeros(len(catalog.parts), np.int64)
+    begins[catalog.spans["part"].to_numpy()] = catalog.spans["first"].to_numpy()
+    begin = begins[part]
+    name = np.full(len(row), -1, np.int64)  # members with one key in an entry share it; a file has but one
+    if member.any():
+        keys = rows["key"].take(pa.array(row[member])).combine_chunks()
+        name[member] = keys.dictionary_encode().indices.to_numpy()
+    order = np.lexsort((number, part, -attempt, bad[row], -begin, name, entry))
+    entry, name, begin = entry[order], name[order], begin[order]
+    changes = (np.diff(entry, prepend=-1) != 0) | (np.diff(name, prepend=-2) != 0)
+    again = np.flatnonzero(~changes)
+    return order[changes], int((begin[again] != begin[again - 1]).sum())
+
+
 def _coverage(entries: pa.Table, spans: pa.Table) -> tuple[np.ndarray, np.ndarray, int]:
     """For each entry: the first ordinal that no part covers, and the part that ends it (-1: none); and how many
-    members their parts left out for a later one of the same name. entries: with their number in `entry`."""
+    members their parts left out for a later one of the same name."""
     first, ends = np.zeros(len(entries), np.int64), np.full(len(entries), -1, np.int64)
-    found = spans.join(entries, ENTRY, join_type="inner")
+    if not len(spans):
+        return first, ends, 0
+    numbered = entries.select(ENTRY).append_column("entry", pa.array(np.arange(len(entries))))
+    held = numbered.filter(pa.array(are_containers(entries["path"])))
+    found = spans.join(held, ENTRY, join_type="inner")
     order = [("entry", "ascending"), ("first", "ascending"), ("attempt", "descending"), ("part", "ascending")]
     ending: dict[int, int] = {}
     superseded: dict[tuple[int, int], int] = {}
@@ -119,15 +173,14 @@ def spans_to_do(entries: pa.Table, standing: Standing, catalog: Catalog, again: 
     with the span that it came in.
     """
     again = standing.retry if again is None else again
-    attempts = catalog.rows["attempt"].to_numpy()
+    attempts, held = catalog.rows["attempt"].to_numpy(), are_containers(entries["path"])
     new = np.flatnonzero(standing.first >= 0)
-    in_container = in_containers(entries, standing.entry)
+    in_container = held[standing.entry]
     files = np.flatnonzero(again & ~in_container)
     entry = np.concatenate([new, standing.entry[files]])
-    attempt = np.concatenate([np.zeros(len(new), np.int64), attempts[standing.row[files]]]) + 1
+    attempt = np.concatenate([np.zeros(len(new), np.int16), attempts[standing.row[files]]]) + np.int16(1)
     first = np.concatenate([standing.first[new], np.zeros(len(files), np.int64)])
-    is_open = in_containers(entries, entry)
-    tables = [_spans(entries, standing, entry, first, np.where(is_open, OPEN, 0), ~is_open, attempt)]
+    tables = [_spans(entries, standing, entry, first, np.where(held[entry], OPEN, 0), ~held[entry], attempt)]
 
     members = np.flatnonzero(again & in_container)
     if not len(members) and not len(files) and _in_order(entries):
@@ -138,17 +191,25 @@ def spans_to_do(entries: pa.Table, standing: Standing, catalog: Catalog, again: 
         place = pc.index_in(pa.array(part[distinct]), catalog.spans["part"].combine_chunks())
         spans = catalog.spans.take(place)
         last = np.where(spans["end"].to_numpy(), OPEN, spans["last"].to_numpy())
-        made = (standing.entry[members][distinct], spans["first"].to_numpy(), last)
-        tables.append(_spans(entries, standing, *made, np.zeros(len(last), bool), spans["attempt"].to_numpy() + 1))
+        attempt = spans["attempt"].to_numpy() + np.int16(1)
+        made = (standing.entry[members][distinct], spans["first"].to_numpy(), last, np.zeros(len(last), bool), attempt)
+        tables.append(_spans(entries, standing, *made))
     todo = pa.concat_tables(tables)
     return todo.take(pc.sort_indices(todo, [("source", "ascending"), ("path", "ascending"), ("first", "ascending")]))
 
 
 def _in_order(entries: pa.Table) -> bool:
     """Whether entries stand in order of source, then path, as listings do."""
-    if pc.count_distinct(entries["source"]).as_py() > 1:
-        return False  # listings are, but to tell so takes as long as sorting
-    return are_rising(entries["path"])
+    start, before = 0, ""
+    for found in pc.value_counts(entries["source"]).to_pylist():
+        source, count = found["values"], found["counts"]
+        of_source = entries.slice(start, count)
+        start += count
+        alone = pc.all(pc.equal(of_source["source"], source)).as_py()
+        if source < before or not alone or not are_rising(of_source["path"]):
+            return False
+        before = source
+    return True
 
 
 def _spans(
@@ -165,11 +226,6 @@ def _spans(
     columns = [picked[name] for name in ("source", "path", "size", "version")]
     tries = np.minimum(attempt, MOST_ATTEMPTS).astype(np.int8)
     return pa.table([*columns, first, last, end, tries, standing.duplicate[entry]], schema=SPAN_SCHEMA)
-
-
-def in_containers(entries: pa.Table, entry: np.ndarray) -> np.ndarray:
-    """Which of these entries are containers: (n,) bool."""
-    return are_containers(entries["path"])[entry]
 
 
 def stale_rows(entries: pa.Table, standing: Standing, catalog: Catalog, older: Iterable[pa.Table]) -> np.ndarray:

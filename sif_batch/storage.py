@@ -147,6 +147,21 @@ class Store:
             raise
         sync_folder(os.path.dirname(self.path(name)))
 
+    def publish(self, name: str, made: Path, replace: bool = False) -> bool:
+        """As `create`, or `replace`, of a local file that `scratch` holds."""
+        if not self.local:
+            if replace:
+                self.fs.put_file(str(made), self.path(name))
+                return True
+            return self.create(name, made.read_bytes())
+        sync_folder(str(made))
+        try:
+            (os.replace if replace else os.link)(made, self.path(name))
+        except FileExistsError:
+            return False
+        sync_folder(os.path.dirname(self.path(name)))
+        return True
+
     def read_versioned(self, name: str) -> tuple[bytes, str]:
         """The file and its version, for `replace_if`."""
         if isinstance(self.fs, Objects):

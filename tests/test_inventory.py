@@ -1,5 +1,7 @@
 """Inventories: ready lists instead of a walk, as object stores and people write them."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,6 +46,52 @@ def test_a_bucket_is_listed_from_its_inventory(tmp_path: Path, kind: str) -> Non
     listing = list_sources([source_of(file)])
     assert rows_of(source_of(file)) == WANTED
     assert listing.ignored == {"s": 2}
+
+
+@pytest.mark.parametrize("form", ["CSV", "Parquet"])
+def test_the_newest_manifest_of_s3_names_the_files_and_their_columns(tmp_path: Path, form: str) -> None:
+    """As S3 writes them: DAY/manifest.json beside data/, CSV without a header, keys in it as URLs have them."""
+    schema = {
+        "CSV": "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag",
+        "Parquet": "message s3.inventory { required binary bucket (STRING); required binary key (STRING); }",
+    }
+    (tmp_path / "data").mkdir()
+    rows = [("photos/a b.jpg", True, False, 6, "ab"), ("photos/a b.jpg", False, False, 1, "old")]
+    rows += [
+        ("photos/gone.jpg", True, True, None, None),
+        ("photos/12", True, False, 5, "0012"),
+        ("x.jpg", True, False, 2, "x"),
+    ]
+    names = ["key", "is_latest", "is_delete_marker", "size", "e_tag"]
+    table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
+    file = {"CSV": "one.csv.gz", "Parquet": "two.parquet"}[form]
+    if form == "CSV":
+        lines = [
+            f'"bucket","{key.replace(" ", "+")}","v","{latest}","{gone}","{size or ""}","2026-11-28","{tag or ""}"'
+            for key, latest, gone, size, tag in rows
+        ]
+        (tmp_path / "data" / file).write_bytes(gzip.compress("\n".join(lines).lower().encode() + b"\n"))
+    else:
+        pq.write_table(table.append_column("bucket", pa.array(["bucket"] * len(table))), tmp_path / "data" / file)
+    for day, named in (("2026-11-27T01-00Z", ["gone.csv"]), ("2026-11-28T01-00Z", [file])):
+        (tmp_path / day).mkdir()
+        listed = [{"key": f"reports/bucket/all/data/{name}", "size": 1, "MD5checksum": ""} for name in named]
+        manifest = {"sourceBucket": "bucket", "fileFormat": form, "fileSchema": schema[form], "files": listed}
+        (tmp_path / day / "manifest.json").write_text(json.dumps(manifest))
+    assert rows_of(source_of(tmp_path / "*/manifest.json")) == [("12", 5, "0012"), ("a b.jpg", 6, "ab")]
+    with pytest.raises(SifBatchError, match="gone.csv: cannot be read"):
+        rows_of(source_of(tmp_path / "2026-11-27T01-00Z/manifest.json"))
+    (tmp_path / day / "manifest.json").write_text(json.dumps(manifest | {"fileFormat": "ORC"}))
+    with pytest.raises(SifBatchError, match="format ORC"):
+        rows_of(source_of(tmp_path / "*/manifest.json"))
+
+
+def test_the_form_of_all_keys_is_told_by_the_whole_list(tmp_path: Path) -> None:
+    """What lies beside the source comes first, many thousands of it."""
+    keys = [f"other/{number}.jpg" for number in range(300_000)] + ["photos/a.jpg"]
+    pq.write_table(pa.table({"key": keys, "size": [1] * len(keys), "etag": ["x"] * len(keys)}), tmp_path / "l.parquet")
+    listing = list_sources([source_of(tmp_path / "l.parquet")])
+    assert listing.entries["path"].to_pylist() == ["a.jpg"] and listing.ignored == {"s": 300_000}
 
 
 def test_old_versions_and_what_was_deleted_are_left_out(tmp_path: Path) -> None:

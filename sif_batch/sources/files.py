@@ -9,6 +9,7 @@ Containers (tar, Parquet) are entries where the source's own URL, or --include, 
 import fnmatch
 import functools
 import itertools
+import operator
 import os
 import re
 import stat as modes
@@ -30,10 +31,12 @@ from sif_batch.storage import is_local, open_filesystem
 
 WILDCARD = re.compile(r"[*?\[]")
 REPORT_EVERY = 10_000
+SORTED = 2**17  # files of a folder that are held at once
 ETAG_FIELDS = ("ETag", "etag", "md5Hash", "content_md5")
 TIME_FIELDS = ("mtime", "LastModified", "last_modified", "updated", "created")
 
 Found = tuple[str, int, str]  # path inside the source (raw), size in bytes, version
+Placed = tuple[str, str, os.stat_result | None]  # place among others, path inside the source
 Columns = tuple[Sequence[str], Sequence[int], Sequence[str]]
 FOUND_SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("version", pa.string())])
 
@@ -123,23 +126,41 @@ def _walk_local(base: str) -> Iterator[Found]:
         yield os.path.basename(base), stat.st_size, local_version(stat)
         return
     top = os.stat(base)
-    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ((top.st_dev, top.st_ino),))]
+    pending: list[tuple[Iterator[Placed], tuple[tuple[int, int], ...]]] = [
+        (_read_folder(base, ""), ((top.st_dev, top.st_ino),))
+    ]
     while pending:
-        folder, ancestors = pending.pop()
-        with os.scandir(os.path.join(base, folder)) as entries:
-            for entry in entries:
+        found, ancestors = pending[-1]
+        for _, inner, info in found:
+            if info is None:  # a dangling link, or a file that went away: listed, and its row will say so
+                yield inner, 0, "0-0"
+            elif modes.S_ISREG(info.st_mode):
+                yield inner, info.st_size, local_version(info)
+            elif (identity := (info.st_dev, info.st_ino)) not in ancestors:
+                pending.append((_read_folder(base, inner), (*ancestors, identity)))
+                break
+        else:
+            pending.pop()
+
+
+def _read_folder(base: str, folder: str) -> Iterator[Placed]:
+    """Its files and folders (place, path, stat), so many at a time in order of their paths: then the listing, once all
+    are found, need not be sorted."""
+    with os.scandir(os.path.join(base, folder)) as entries:
+        while some := list(itertools.islice(entries, SORTED)):
+            found: list[Placed] = []
+            for entry in some:
                 inner = f"{folder}/{entry.name}" if folder else entry.name
                 try:
                     stat = entry.stat()
-                except OSError:  # a dangling link, or a file that went away: listed, and its row will say so
-                    yield inner, 0, "0-0"
+                except OSError:
+                    found.append((inner, inner, None))
                     continue
                 if modes.S_ISDIR(stat.st_mode):
-                    identity = (stat.st_dev, stat.st_ino)
-                    if identity not in ancestors:
-                        pending.append((inner, (*ancestors, identity)))
+                    found.append((f"{inner}/", inner, stat))
                 elif modes.S_ISREG(stat.st_mode):
-                    yield inner, stat.st_size, local_version(stat)
+                    found.append((inner, inner, stat))
+            yield from sorted(found, key=operator.itemgetter(0))
 
 
 def _walk_remote(fs: Any, base: str) -> Iterator[Found]:

@@ -1,8 +1,11 @@
 """Inventories: ready lists of a source's entries, as object stores write them each day, read instead of walking."""
 
+import csv
+import json
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 from urllib.parse import unquote_plus
 
 import pyarrow as pa
@@ -24,7 +27,23 @@ NAMES = {
     "latest": ("is_latest", "islatest"),
     "deleted": ("is_delete_marker", "isdeletemarker"),
 }
-REMEDY = "give Parquet, or CSV with a header, with columns key, size and version (or e_tag), as docs/how-to.md shows"
+TYPES = {"path": pa.string(), "size": pa.int64(), "version": pa.string(), "bucket": pa.string()}
+TYPES |= {"latest": pa.bool_(), "deleted": pa.bool_()}
+MANIFEST = "manifest.json"
+ROWS, BLOCK_BYTES, HEADER = 2**18, 2**24, 2**16  # read at a time
+REMEDY = "give Parquet, CSV with a header (key, size, version or e_tag), or S3's manifest.json, as docs/how-to.md shows"
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of an inventory. columns: what they are called where it has no header, as in S3's CSV."""
+
+    name: str
+    columns: list[str] | None = None
+
+    @property
+    def is_parquet(self) -> bool:
+        return self.name.lower().endswith(".parquet")
 
 
 def read_inventory(source: Source, on_progress: Callable[[int], None] = lambda found: None) -> tuple[pa.Table, int]:
@@ -36,18 +55,19 @@ def read_inventory(source: Source, on_progress: Callable[[int], None] = lambda f
     base = f"{base_of(source.url).rstrip('/')}/"
     bucket, _, start = base.partition("://")[2].partition("/") if "://" in base else (None, "", base)
     tables, ignored, taken = [FOUND_SCHEMA.empty_table()], 0, 0
-    for name, table in _read(source.inventory):
-        found = _entries_of(name, table, bucket)
-        inside = pc.starts_with(found["path"], start)
-        if start and pc.any(inside).as_py():
-            ignored += len(found) - int(pc.sum(inside).as_py())
-            found = found.filter(inside)
-            found = found.set_column(0, "path", pc.utf8_slice_codeunits(found["path"], len(start)))
-        mask = _rule(source, found["path"])
-        ignored += len(found) - int(pc.sum(mask).as_py() or 0)
-        tables.append(found.filter(mask))
-        taken += len(tables[-1])
-        on_progress(taken)
+    fs, path = open_filesystem(source.inventory)
+    for file in _files(fs, path, source.inventory):
+        pieces = [_entries_of(file, piece, bucket) for piece in _read(fs, file)]
+        inside = bool(start) and any(_any(pc.starts_with(piece["path"], start)) for piece in pieces)
+        while pieces:  # those that are done with are given back
+            found = pieces.pop(0)
+            listed = len(found)
+            if inside:
+                found = found.filter(pc.starts_with(found["path"], start))
+                found = found.set_column(0, "path", pc.utf8_slice_codeunits(found["path"], len(start)))
+            tables.append(found.filter(_rule(source, found["path"])))
+            taken, ignored = taken + len(tables[-1]), ignored + listed - len(tables[-1])
+            on_progress(taken)
     return pa.concat_tables(tables), ignored
 
 
@@ -63,48 +83,101 @@ def _rule(source: Source, paths: pa.ChunkedArray) -> pa.Array:
     )
 
 
-def _read(place: str) -> Iterator[tuple[str, pa.Table]]:
-    """The tables that a path, URL or glob names, each with its name."""
-    fs, path = open_filesystem(place)
+def _files(fs: Any, path: str, place: str) -> list[File]:
+    """The files that a path or glob names; of the manifests of S3 Inventory the newest, and what it names."""
     names = sorted(fs.glob(path)) if WILDCARD.search(path) else [path]
     if not names:
         raise SifBatchError(f"--inventory {place}: there is no such file", remedy=REMEDY)
-    for name in names:
-        try:
-            with fs.open(name, "rb") as file:
-                if name.lower().endswith(".parquet"):
-                    yield name, pq.read_table(file)
-                else:
-                    compressed = name.lower().endswith(".gz")
-                    stream = pa.CompressedInputStream(file, "gzip") if compressed else file
-                    yield name, pyarrow.csv.read_csv(stream)
-        except (OSError, pa.ArrowException) as error:
-            raise SifBatchError(f"--inventory {name}: cannot be read ({error})", remedy=REMEDY) from error
+    if not names[-1].endswith(MANIFEST):
+        return [File(name) for name in names]
+    try:
+        manifest = json.loads(fs.cat_file(names[-1]))
+        form, listed = manifest["fileFormat"], [file["key"] for file in manifest["files"]]
+        columns = [name.strip() for name in manifest["fileSchema"].split(",")] if form == "CSV" else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SifBatchError(f"--inventory {names[-1]}: cannot be read ({error})", remedy=REMEDY) from error
+    if form not in ("CSV", "Parquet"):
+        raise SifBatchError(f"--inventory {names[-1]}: files of the format {form}", remedy=REMEDY)
+    folder = names[-1].rsplit("/", 2)[0]  # of all days: DAY/manifest.json, and data/
+    return [File(f"{folder}/data/{key.rpartition('/')[2]}", columns) for key in listed]
 
 
-def _entries_of(name: str, table: pa.Table, bucket: str | None) -> pa.Table:
-    """FOUND_SCHEMA of an inventory's rows, old versions and other buckets left out."""
-    lower = {column.lower(): column for column in table.column_names}
-    columns = {what: next((lower[n] for n in names if n in lower), None) for what, names in NAMES.items()}
-    if missing := [what for what in ("path", "size", "version") if columns[what] is None]:
+def _read(fs: Any, file: File) -> Iterator[pa.Table]:
+    """The columns that count, under their own names, some thousands of rows at a time."""
+    try:
+        with fs.open(file.name, "rb") as stream:
+            if file.is_parquet:
+                yield from _read_parquet(file, stream)
+                return
+            names = file.columns or _header(_unpacked(file, fs.open(file.name, "rb")))
+            yield from _read_csv(file, names, _unpacked(file, stream))
+    except (OSError, pa.ArrowException) as error:
+        raise SifBatchError(f"--inventory {file.name}: cannot be read ({error})", remedy=REMEDY) from error
+
+
+def _read_parquet(file: File, stream: BinaryIO) -> Iterator[pa.Table]:
+    parquet = pq.ParquetFile(stream)
+    columns = _columns(file, parquet.schema_arrow.names)
+    for batch in parquet.iter_batches(ROWS, columns=list(columns.values()), use_threads=False):
+        yield pa.Table.from_batches([batch])
+
+
+def _header(stream: pa.NativeFile) -> list[str]:
+    with stream:
+        return next(csv.reader([stream.read(HEADER).decode("utf-8-sig", "replace").partition("\n")[0]]))
+
+
+def _read_csv(file: File, names: list[str], stream: pa.NativeFile) -> Iterator[pa.Table]:
+    columns = _columns(file, names)
+    reader = pyarrow.csv.open_csv(
+        stream,
+        read_options=pyarrow.csv.ReadOptions(
+            column_names=names, skip_rows=0 if file.columns else 1, block_size=BLOCK_BYTES
+        ),
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=list(columns.values()), column_types={name: TYPES[what] for what, name in columns.items()}
+        ),
+    )
+    for batch in reader:
+        yield pa.Table.from_batches([batch])
+
+
+def _unpacked(file: File, stream: BinaryIO) -> pa.NativeFile:
+    opened = pa.PythonFile(stream, "r")
+    return pa.CompressedInputStream(opened, "gzip") if file.name.lower().endswith(".gz") else opened
+
+
+def _columns(file: File, names: Sequence[str]) -> dict[str, str]:
+    """What is called how in the file. Raises SifBatchError where what must be is missing."""
+    lower = {name.lower(): name for name in names}
+    found = {what: next((lower[n] for n in known if n in lower), None) for what, known in NAMES.items()}
+    if missing := [what for what in ("path", "size", "version") if found[what] is None]:
         raise SifBatchError(
-            f"--inventory {name}: no column {' or '.join(NAMES[missing[0]])} among {', '.join(table.column_names)}",
+            f"--inventory {file.name}: no column {' or '.join(NAMES[missing[0]])} among {', '.join(names)}",
             remedy=REMEDY,
         )
+    return {what: name for what, name in found.items() if name is not None}
+
+
+def _entries_of(file: File, table: pa.Table, bucket: str | None) -> pa.Table:
+    """FOUND_SCHEMA of an inventory's rows, old versions and other buckets left out."""
+    columns = _columns(file, table.column_names)
     keep: Any = pa.scalar(True)
     for what, wanted in (("bucket", bucket), ("latest", True), ("deleted", False)):
-        if columns[what] is not None and wanted is not None:
+        if what in columns and wanted is not None:
             keep = pc.and_(keep, pc.equal(table[columns[what]], wanted))
     if not isinstance(keep, pa.Scalar):
         table = table.filter(keep)
     paths, versions = table[columns["path"]].cast(pa.string()), table[columns["version"]].cast(pa.string())
-    if not name.lower().endswith(".parquet") and columns["bucket"] is not None and _any(pc.match_substring(paths, "%")):
-        paths = pa.chunked_array([[unquote_plus(path) for path in paths.to_pylist()]], pa.string())  # S3's CSV
+    # S3's CSV has keys as URLs have them; so has what was made of it, with a header.
+    encoded = file.columns or (not file.is_parquet and "bucket" in columns and _any(pc.match_substring(paths, "%")))
+    if encoded and _any(pc.match_substring_regex(paths, "[%+]")):
+        paths = pa.chunked_array([[unquote_plus(path) for path in paths.to_pylist()]], pa.string())
     found = pa.table(
         [paths, table[columns["size"]].cast(pa.int64()), pc.replace_substring(versions, '"', "")], schema=FOUND_SCHEMA
     )
     if any(column.null_count for column in found.columns):
-        raise SifBatchError(f"--inventory {name}: a key, size or version is missing in some row", remedy=REMEDY)
+        raise SifBatchError(f"--inventory {file.name}: a key, size or version is missing in some row", remedy=REMEDY)
     return found.filter(pc.invert(pc.ends_with(found["path"], "/")))
 
 

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +19,7 @@ from sif_batch.sources.files import base_of, find_files
 from sif_batch.sources.inventory import read_inventory
 from sif_batch.sources.names import key_of
 from sif_batch.sources.tables import check_table
-from sif_batch.storage import Store, check_text, digest, is_local, open_filesystem
+from sif_batch.storage import Store, check_text, is_local, open_filesystem, sha256_of
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -29,6 +29,8 @@ LISTING_SCHEMA = pa.schema(
         pa.field("version", pa.string(), nullable=False),
     ]
 )
+ROW_GROUP = 2**20
+BLOCK = 2**16
 NAMED = re.compile(r"^([a-z0-9_-]+)=(.+)$")
 
 
@@ -41,27 +43,35 @@ class Listing:
 
     def save(self, store: Store) -> str:
         """Write listings/<UTC>-<digest12>.parquet, unless the newest one says the same. Returns its name."""
-        data = self.encode()
-        suffix = f"-{digest(data, 12)}.parquet"
-        newest = next(iter(listing_names(store)), "")
-        if newest.endswith(suffix):
-            return newest
-        while newest.startswith(stamp := f"listings/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"):
-            time.sleep(0.05)  # of two of one second nobody could tell which is the newer
-        store.create(name := f"{stamp}{suffix}", data)
+        with store.scratch("listings") as folder:
+            with open(made := folder / "listing.parquet", "wb") as file:
+                self.write(file)
+            suffix = f"-{sha256_of(made)[:12]}.parquet"
+            newest = next(iter(listing_names(store)), "")
+            if newest.endswith(suffix):
+                return newest
+            while newest.startswith(stamp := f"listings/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"):
+                time.sleep(0.05)  # of two of one second nobody could tell which is the newer
+            store.publish(name := f"{stamp}{suffix}", made)
         return name
 
+    def write(self, sink: BinaryIO) -> None:
+        """The listing as a Parquet file, of the same bytes however the entries are held."""
+        schema = LISTING_SCHEMA.with_metadata({b"ignored": canonical_json(self.ignored)})
+        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            for start in range(0, max(1, len(self.entries)), ROW_GROUP):
+                rows = self.entries.slice(start, ROW_GROUP).combine_chunks()
+                writer.write_table(rows.replace_schema_metadata(schema.metadata))
+
     def encode(self) -> bytes:
-        """The listing as a Parquet file."""
-        sink = io.BytesIO()
-        metadata = {b"ignored": canonical_json(self.ignored)}
-        pq.write_table(self.entries.replace_schema_metadata(metadata), sink, compression="zstd")
+        self.write(sink := io.BytesIO())
         return sink.getvalue()
 
     @staticmethod
     def load(store: Store, name: str) -> "Listing":
         try:
-            table = pq.read_table(io.BytesIO(store.read(name)))
+            with store.open(name) as file:
+                table = pq.read_table(file)
         except pa.ArrowInvalid as error:
             raise SifBatchError(
                 f"{store.path(name)} is damaged ({error})", remedy="remove that file; the next run lists anew"
@@ -126,7 +136,7 @@ def list_sources(sources: Sequence[Source], on_progress: Callable[[int], None] =
                 f"{source.url}: no images found{what}",
                 remedy="check the path or the mount; --include '*.tar' takes in what its glob matches by name",
             )
-        found = in_order(found.combine_chunks())
+        found = in_order(found)
         paths = found["path"]
         if pc.any(pc.equal(paths[:-1], paths[1:])).as_py():
             raise SifBatchError(
@@ -135,10 +145,16 @@ def list_sources(sources: Sequence[Source], on_progress: Callable[[int], None] =
             )
         check_table(source, paths)
         versions = container_versions(source, found["path"], found["version"])
-        columns = [pa.repeat(source.name, len(found)), found["path"], found["size"], versions]
+        columns = [_repeated(source.name, len(found)), found["path"], found["size"], versions]
         tables.append(pa.table(columns, schema=LISTING_SCHEMA))
         ignored[source.name] = left_out
-    return Listing(pa.concat_tables(tables).combine_chunks(), ignored)
+    return Listing(pa.concat_tables(tables), ignored)
+
+
+def _repeated(name: str, count: int) -> pa.ChunkedArray:
+    """The name so many times, in memory but once for some thousands."""
+    block = pa.repeat(name, min(count, BLOCK))
+    return pa.chunked_array([block] * (count // BLOCK) + [block.slice(0, count % BLOCK)], pa.string())
 
 
 def in_order(found: pa.Table) -> pa.Table:
