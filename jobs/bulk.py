@@ -1,6 +1,5 @@
 """Search in bulk: a source of images or a Parquet file of vectors asks, piece by piece, and one table is the answer."""
 
-import io
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -82,7 +81,7 @@ def _name(index: Index, asking: Asking, pieces: Pieces, number: int) -> str:
 def _answers(work: Store, names: list[str], pieces: Pieces, counts: dict[str, int]) -> Iterator[pa.Table]:
     """The hits of each piece, counted as they pass."""
     for number, name in enumerate(names):
-        table = pq.read_table(io.BytesIO(work.read(f"hits/{name}"))).cast(ANSWERS)
+        table = pq.read_table(pa.BufferReader(work.read(f"hits/{name}"))).cast(ANSWERS)
         if pieces.rows is not None:
             table = table.filter(pc.is_in(table["row"], pa.array(pieces.rows[number])))
             table = table.sort_by([("query", "ascending"), ("row", "ascending"), ("rank", "ascending")])

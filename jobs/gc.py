@@ -87,7 +87,7 @@ def find_needs(store: Store, record: RootRecord, keep: int, before: datetime) ->
     plans = {name.removesuffix(".parquet") for name in store.sizes("plans") if is_open(store, name)}
     for plan in plans:
         with store.open(f"plans/{plan}.parquet") as file:
-            table = pq.read_table(file, columns=["part"])
+            table = pq.ParquetFile(file).read(["part"], use_threads=False)
         encoder = (table.schema.metadata or {}).get(b"encoder", record.encoder.encode()).decode()
         encoders.add(encoder)
         parts.setdefault(encoder, set()).update(table["part"].to_pylist())

@@ -59,7 +59,7 @@ class Map:
 
     @staticmethod
     def decode(data: bytes) -> "Map":
-        table = pq.read_table(io.BytesIO(data))
+        table = pq.read_table(pa.BufferReader(data))
         encoder = (table.schema.metadata or {}).get(b"encoder", b"").decode()
         return Map(encoder, table.replace_schema_metadata(None).cast(SCHEMA))
 

@@ -81,7 +81,7 @@ def find_plans(store: Store, erased: Erased, all_open: bool) -> list[str]:
 
 def _plans(store: Store, plan: str, erased: Erased) -> bool:
     with store.open(f"plans/{plan}") as file:
-        spans: Any = pq.read_table(file, columns=["source", "path", "version"])
+        spans: Any = pq.ParquetFile(file).read(["source", "path", "version"], use_threads=False)
     spans = pa.table(spans.columns, names=spans.column_names)
     listing = Listing(spans)
     return erased.leave_out(listing) is not listing

@@ -86,7 +86,7 @@ def _damaged_table(store: Store, path: str) -> Damage:
     """Read a table whole: its pages carry checksums."""
     try:
         with store.open(path) as file:
-            pq.ParquetFile(file, page_checksum_verification=True).read()
+            pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
         return [{"file": path, "reason": f"cannot be read ({str(error).splitlines()[0]})"}]
     return []

@@ -201,7 +201,7 @@ def read_codes(store: Store, spec: QuantizerSpec, quantizer_id: str, part: str) 
     """The codes of a part under a quantizer. A damaged file raises SifBatchError."""
     path = codes_path(quantizer_id, part)
     try:
-        file = pq.ParquetFile(io.BytesIO(store.read(path)), page_checksum_verification=True)
+        file = pq.ParquetFile(pa.BufferReader(store.read(path)), page_checksum_verification=True)
         table = file.read(use_threads=False)
         n = len(table)
         code, rerank = (_bytes_of(table[name].combine_chunks()) for name in ("code", "rerank"))

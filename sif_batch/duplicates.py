@@ -144,7 +144,7 @@ def _exact(index: Index, queries: np.ndarray, asking: np.ndarray, others: np.nda
 def read_pairs(index: Index, work: Store, threshold: float) -> Iterator[pa.Table]:
     """The pairs of all parts, in order."""
     for number in range(part_count(index)):
-        yield pq.read_table(io.BytesIO(work.read(pairs_name(index, threshold, number))))
+        yield pq.read_table(pa.BufferReader(work.read(pairs_name(index, threshold, number))))
 
 
 def group(index: Index, work: Store, threshold: float) -> pa.Table:

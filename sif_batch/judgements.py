@@ -63,7 +63,7 @@ def read_judgements(place: str) -> pa.Table:
 
 def _read(store: Store, name: str) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(store.read(name))).select(SCHEMA.names).cast(SCHEMA)
+        return pq.read_table(pa.BufferReader(store.read(name))).select(SCHEMA.names).cast(SCHEMA)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise SifBatchError(
             f"{store.path(name)}: these are no judgements ({' '.join(str(error).split())[:200]})",

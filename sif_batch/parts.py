@@ -100,7 +100,7 @@ def copy_rows(parts: dict[str, bytes], kept: dict[str, np.ndarray]) -> tuple[str
     The spans of containers stay; of files, those of the rows that are kept. The new part says which it replaces: it
     takes their place at once, since what stands in both counts in the new one.
     """
-    tables = {name: read_columns(io.BytesIO(data), name, PART_SCHEMA.names) for name, data in parts.items()}
+    tables = {name: read_columns(pa.BufferReader(data), name, PART_SCHEMA.names) for name, data in parts.items()}
     rows = pa.concat_tables([table.filter(pa.array(kept[name])) for name, table in tables.items()])
     order = [(name, "ascending") for name in ("hash", "key", "path")]
     rows = rows.take(pc.sort_indices(rows, order)).combine_chunks()
@@ -140,7 +140,7 @@ def read_embeddings(store: Store, encoder_id: str, part: str) -> tuple[np.ndarra
 
 def embeddings_of(data: bytes, part: str, encoder_id: str) -> tuple[np.ndarray, np.ndarray]:
     """As `read_embeddings`, from the part's bytes. A damaged part, or one of another encoder, raises SifBatchError."""
-    table = read_columns(io.BytesIO(data), part, ["embedding"])
+    table = read_columns(pa.BufferReader(data), part, ["embedding"])
     made_by = (table.schema.metadata or {}).get(b"encoder", b"none").decode()
     if made_by != encoder_id:
         raise SifBatchError(

@@ -275,7 +275,7 @@ def load_quantizer(store: Store, name: str) -> Quantizer:
         files = {file: store.read(f"quantizers/{name}/{file}") for file in record.files}
         if wrong := [file for file, data in files.items() if digest(data) != record.files[file]]:
             raise ValueError(f"{wrong[0]} is altered")
-        table = pq.read_table(io.BytesIO(files["queries.parquet"]))
+        table = pq.read_table(pa.BufferReader(files["queries.parquet"]))
         flat = table["embedding"].combine_chunks().flatten().to_numpy()
         queries = flat.reshape(len(table), record.spec.dimension)
         arrays = [np.load(io.BytesIO(files[f"{n}.npy"])) for n in ARRAYS if f"{n}.npy" in files]

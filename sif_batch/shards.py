@@ -147,7 +147,7 @@ def plan_encoder(store: Store, name: str) -> str:
 def plan_shards(store: Store, name: str) -> pa.Table:
     """The plan as PLAN_SCHEMA."""
     with store.open(f"plans/{name}.parquet") as file:
-        return pq.read_table(file).replace_schema_metadata(None)
+        return pq.ParquetFile(file).read(use_threads=False).replace_schema_metadata(None)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from sif_batch.buckets import OPTIONS, open_bucket
@@ -113,8 +114,12 @@ class Store:
         return bytes(self.fs.cat_file(self.path(name)))
 
     def open(self, name: str) -> Any:
-        """The file for reading at random."""
-        return self.fs.open(self.path(name), "rb")
+        """The file for reading at random.
+
+        A local one is Arrow's own: its threads may still read as the process ends, and one that then waits for Python
+        would abort it.
+        """
+        return pa.OSFile(self.path(name)) if self.local else self.fs.open(self.path(name), "rb")
 
     def create(self, name: str, data: bytes) -> bool:
         """Make the file appear, whole; False, and nothing changed, if it already stands."""

@@ -71,7 +71,7 @@ class Listing:
     def load(store: Store, name: str) -> "Listing":
         try:
             with store.open(name) as file:
-                table = pq.read_table(file)
+                table = pq.ParquetFile(file).read(use_threads=False)
         except pa.ArrowInvalid as error:
             raise SifBatchError(
                 f"{store.path(name)} is damaged ({error})", remedy="remove that file; the next run lists anew"
