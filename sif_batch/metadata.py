@@ -21,11 +21,8 @@ def read_metadata(url: str) -> pa.Table:
     fs, path = open_filesystem(url)
     try:
         with fs.open(path, "rb") as file:
-            table = (
-                pq.ParquetFile(file).read(use_threads=False)
-                if url.lower().endswith(".parquet")
-                else pa.csv.read_csv(file)
-            )
+            is_parquet = url.lower().endswith(".parquet")
+            table = pq.ParquetFile(file).read(use_threads=False) if is_parquet else pa.csv.read_csv(file)
     except (OSError, pa.ArrowException) as error:
         raise SifBatchError(
             f"--metadata {url}: cannot be read ({error})", remedy="give a Parquet or CSV file, or none to leave it out"

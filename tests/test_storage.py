@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from conftest import REPOSITORY
 
@@ -42,6 +43,16 @@ def temporaries(folder: Path) -> list[Path]:
 
 def a_dead_process() -> int:
     return int(subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout)
+
+
+def test_a_local_file_is_read_without_python(local: Store) -> None:
+    """Or a thread of Arrow's that still reads as the process ends would abort it, as damaged files once showed."""
+    local.create("a/file", b"0123456789")
+    with local.open("a/file") as file:
+        assert isinstance(file, pa.NativeFile) and not isinstance(file, pa.PythonFile)
+        assert (file.read(3), file.seek(5), file.read()) == (b"012", 5, b"56789")
+    with pytest.raises(FileNotFoundError):
+        local.open("a/other")
 
 
 # Names.
