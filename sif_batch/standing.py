@@ -275,14 +275,24 @@ def live_rows(catalog: Catalog, live: np.ndarray, sources: Sequence[Source]) -> 
 
     live: (n,) numbers of catalog rows, in any order.
     """
-    rows = catalog.rows.take(pa.array(live))
+    rows = catalog.rows.take(pa.array(_in_order_of_hash(catalog.rows, live)))
     prefixes = {source.name: uri_prefix(source) for source in sources}
     names = rows["source"].unique().to_pylist()
     place = pc.index_in(rows["source"], pa.array(names, pa.string()))
     prefix = pa.array([prefixes[name] for name in names], pa.string()).take(place)
     opened = pc.binary_join_element_wise(prefix, rows["path"], "")
-    rows = rows.append_column("uri", _member_uris(opened, rows["path"], rows["member"]))
-    return rows.take(pc.sort_indices(rows, [("hash", "ascending"), ("key", "ascending")])).combine_chunks()
+    return rows.append_column("uri", _member_uris(opened, rows["path"], rows["member"])).combine_chunks()
+
+
+def _in_order_of_hash(rows: TableFile, numbers: np.ndarray) -> np.ndarray:
+    """These numbers of rows in order of (hash, key). Keys are looked at where hashes are equal: next to never."""
+    hashes = rows["hash"].take(pa.array(numbers)).to_numpy()
+    order = np.argsort(hashes)
+    numbers, hashes = numbers[order], hashes[order]
+    if (hashes[1:] == hashes[:-1]).any():
+        keys = pa.table([hashes, rows["key"].take(pa.array(numbers))], ["hash", "key"])
+        numbers = numbers[pc.sort_indices(keys, [("hash", "ascending"), ("key", "ascending")]).to_numpy()]
+    return numbers
 
 
 def _member_uris(uri: pa.ChunkedArray, path: pa.ChunkedArray, member: pa.ChunkedArray) -> pa.ChunkedArray:
