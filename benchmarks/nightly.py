@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -49,10 +50,11 @@ def make_images(photos: Path, into: Path, count: int, size: int) -> None:
 
 
 def change_images(images: Path, share: float) -> int:
-    """Give this share of the images other bytes: each is turned upside down."""
+    """Give this share of the images, drawn at random, other bytes: each is turned upside down. Every hundredth would be
+    all that was made of two photos, and held-out queries would lose their neighbours."""
     paths = sorted(images.rglob("*.jpg"))
-    changed = paths[:: round(1 / share)]
-    for path in changed:
+    changed = np.random.default_rng(0).choice(len(paths), round(share * len(paths)), replace=False).tolist()
+    for path in (paths[number] for number in changed):
         with Image.open(path) as image:
             turned = image.transpose(Image.Transpose.ROTATE_180)
         turned.save(path, quality=80)
