@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class Lease:
     def check(self) -> None:
         """Raise BusyError if the lease was taken over. Looks, since this process may have slept."""
         if self._lost is None and _read(self.store) != self._data:
-            self.renew()
+            _apart(self.renew)
         if self._lost is not None:
             raise self._lost
 
@@ -115,7 +116,14 @@ def holding(store: Store, command: str, say: Callable[[str], None] = lambda text
         yield lease
     finally:
         with contextlib.suppress(OSError):  # a full disk: the lease of a process that is gone is taken over
-            lease.release()
+            _apart(lease.release)
+
+
+def _apart(work: Callable[[], None]) -> None:
+    """In a thread of its own: a signal's handler, which gives the lease back, would wait for ever for what it
+    interrupted in the main one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
 
 
 def release_all() -> None:

@@ -39,7 +39,7 @@ def test_the_reference_is_that_of_the_code() -> None:
 def test_every_schema_is_sound_and_named_in_the_formats() -> None:
     text = (REPOSITORY / "docs/formats.md").read_text(encoding="utf-8")
     found = sorted(SCHEMAS.iterdir())
-    assert len(found) == 14
+    assert len(found) == 15
     for file in found:
         jsonschema.Draft202012Validator.check_schema(json.loads(file.read_text(encoding="utf-8")))
         assert f"schemas/{file.name}" in text
@@ -65,6 +65,7 @@ def test_what_commands_print_and_write_fits_its_schema(tmp_path: Path) -> None:
     (photos / "broken.jpg").write_text("no image")
     outputs = {"run-output": run_command(tmp_path, "run", root, "--max-failures", 1, "--json").json}
     outputs |= {
+        "dry-run-output": in_process("run", root, "--dry-run"),
         "search-output": in_process("search", root, asked, "-k", 2),
         "status-output": in_process("status", root),
         "releases-output": in_process("releases", root),

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -149,3 +151,37 @@ def test_what_a_process_holds_is_given_back_at_its_end(tmp_path: Path) -> None:
     release_all()
     check_free(store)
     assert held not in lease._held
+
+
+def test_a_signal_while_the_lease_is_renewed_still_gives_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handler runs in the main thread, in the midst of whatever that was at."""
+    store, swap, given_back = Store(str(tmp_path)), lease.swap, threading.Event()
+
+    def signalled(*arguments: object) -> bool:
+        monkeypatch.setattr(lease, "swap", swap)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        given_back.wait(0.2)  # meanwhile the handler begins, and waits for this to end
+        return swap(*arguments)
+
+    def handler(number: int, frame: object) -> None:
+        release_all()
+        given_back.set()
+
+    def too_late(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    old = signal.signal(signal.SIGUSR1, handler), signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(30)
+    try:
+        with holding(store, "run") as held:
+            monkeypatch.setattr(lease, "swap", signalled)
+            with monkeypatch.context() as seen:
+                seen.setattr(lease, "_read", lambda store: b"another")
+                held.check()
+            assert given_back.is_set() and json.loads(store.read(NAME))["holder"] is None
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGUSR1, old[0])
+        signal.signal(signal.SIGALRM, old[1])

@@ -6,9 +6,11 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pyarrow as pa
 import pytest
 from conftest import PHOTOS, Finished
+from test_documents import schema
 
 from jobs.fitting import find_problems, fit_task, roughly_count
 from jobs.forecast import MB, Past, Sample, Task, foresee, lane_bytes, lanes_within, past_of, worker_bytes
@@ -38,6 +40,7 @@ def test_a_dry_run_writes_nothing_and_foretells_what_the_run_then_takes(
     limits = ("--workers", 16, "--max-memory", "1G", "--json")
     foretold = sif_batch("run", source, root, "--dry-run", *limits).json
     assert not root.exists() and foretold["outcome"] == "foretold" and not foretold["problems"]
+    jsonschema.validate(foretold, schema("dry-run-output"))
     todo, sample, forecast = foretold["to_do"], foretold["sample"], foretold["forecast"]
     assert (foretold["listed"], foretold["ignored"], foretold["standing"]) == (24, 1, 0)
     size = sum(file.stat().st_size for file in source.rglob("*.jpg"))
