@@ -92,7 +92,7 @@ def test_keys_of_a_column_equal_keys_one_by_one(pairs: list[tuple[str, str]]) ->
     for source, path in pairs:
         twins.append(key_of(source, path) in seen)
         seen.add(key_of(source, path))
-    assert find_duplicates(keys).tolist() == twins
+    assert find_duplicates(entries).tolist() == twins
 
 
 def test_keys_of_a_column_in_several_chunks_are_in_nfc() -> None:
