@@ -194,7 +194,7 @@ def main(
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     if as_json:  # the first case's figures stand at the top too
-        click.echo(json.dumps(found | next(iter(found.values()))))
+        click.echo(json.dumps(next(iter(found.values())) | found))
     else:
         titles = {"images": f"{images:,} images", "rows": f"{rows:,} stored embeddings"}
         for case, nights in found.items():

@@ -62,7 +62,7 @@ def test_the_quality_benchmark_measures_ours() -> None:
 
 @pytest.mark.slow
 def test_peers_embed_the_same_images() -> None:
-    found = bench("--number", "40")
+    found = bench("--number", "80")  # int8 is calibrated on 64 at least
     assert all(speed > 0 for speed in found["images_per_s"].values())
     assert set(found["ratio_to_best_peer"]) == {"sif-batch fp32", "sif-batch int8"}
 
