@@ -175,7 +175,12 @@ def test_the_blocks_about_buckets_do_what_they_say(tmp_path: Path) -> None:
                 assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
                 said.append(done.stdout)
                 if (tmp_path / "list.parquet").exists():
-                    shutil.move(tmp_path / "list.parquet", served.folder.parent / "reports/bucket/inventory/data")
+                    report = served.folder.parent / "reports/bucket/inventory"
+                    shutil.move(tmp_path / "list.parquet", report / "data")
+                    listed = [{"key": "bucket/inventory/data/list.parquet"}]
+                    manifest = {"fileFormat": "Parquet", "fileSchema": "as its own", "files": listed}
+                    (report / "2026-11-28T01-00Z").mkdir()
+                    (report / "2026-11-28T01-00Z/manifest.json").write_text(json.dumps(manifest))
     except fetch.Unavailable as reason:
         pytest.skip(f"no S3 server: {reason}")
     assert f"2026/{photo.name}" in said[0]
