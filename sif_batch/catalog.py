@@ -236,10 +236,8 @@ class CacheWriter:
         )
 
 
-def _named_spans(cached: Catalog | None) -> dict[str, list[list[Any]]]:
+def _named_spans(cached: Catalog) -> dict[str, list[list[Any]]]:
     """The containers' spans by part name."""
-    if cached is None:
-        return {}
     return {cached.parts[span["part"]]: [list(span.values())[1:]] for span in cached.spans.to_pylist()}
 
 

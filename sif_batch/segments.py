@@ -38,6 +38,11 @@ class Segment:
     rows: np.ndarray | None  # (n, w) as kept, mapped
     index: Any  # faiss index, None: exact
 
+    def cell_sizes(self) -> np.ndarray:
+        """How many rows each cell holds: (cells,) int64."""
+        lists = self.index.invlists
+        return np.array([lists.list_size(cell) for cell in range(self.index.nlist)], np.int64)
+
 
 @contextlib.contextmanager
 def threads(queries: int) -> Iterator[None]:
@@ -269,9 +274,7 @@ class Segments:
                 total += int(faiss.cvar.hnsw_stats.ndis)
                 continue
             _, probed = segment.index.quantizer.search(reduced, point.cells)
-            lists = segment.index.invlists
-            sizes = np.array([lists.list_size(cell) for cell in range(segment.index.nlist)])
-            total += int(sizes[probed[probed >= 0]].sum())
+            total += int(segment.cell_sizes()[probed[probed >= 0]].sum())
         return total / max(1, len(reduced))
 
 

@@ -84,7 +84,7 @@ class Selection:
     def _count(self, segment: Segment) -> tuple[np.ndarray, np.ndarray]:
         faiss, lists = import_faiss(), segment.index.invlists
         inside = self._inside[segment.start : segment.start + segment.size]
-        sizes = np.array([lists.list_size(cell) for cell in range(segment.index.nlist)], np.int64)
+        sizes = segment.cell_sizes()
         counts = np.zeros(len(sizes), np.int64)
         for cell in np.flatnonzero(sizes).tolist():
             counts[cell] = np.count_nonzero(inside[faiss.rev_swig_ptr(lists.get_ids(cell), int(sizes[cell]))])
