@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sif_batch.kernels import import_faiss
-from sif_batch.shapes import DIMENSIONS_PER_CODE, HNSW_LINKS, QuantizerSpec
+from sif_batch.shapes import HNSW_LINKS, QuantizerSpec
 
 ITERATIONS = 5  # of k-means; 25 found nothing more
 HNSW_EFFORT = 80  # candidates while the graph is built
@@ -15,8 +15,7 @@ DECODED_AT_ONCE = 65_536
 
 
 def _new_pq(faiss: Any, spec: QuantizerSpec) -> Any:
-    pieces = spec.code_bytes if spec.bits == 8 else spec.reduced // DIMENSIONS_PER_CODE
-    index = faiss.IndexIVFPQ(faiss.IndexFlatL2(spec.reduced), spec.reduced, spec.cells, pieces, spec.bits)
+    index = faiss.IndexIVFPQ(faiss.IndexFlatL2(spec.reduced), spec.reduced, spec.cells, spec.pieces, spec.bits)
     index.do_polysemous_training = False
     index.by_residual = spec.bits == 8  # of 4 bits the tables would cost more than the codes: new ones for each cell
     index.pq.cp.niter = ITERATIONS

@@ -68,14 +68,14 @@ def _views(spec: QuantizerSpec, transform: Transform, trained: bytes | None) -> 
     views: dict[str, tuple[View, View]] = {}
 
     def reduced(y: np.ndarray) -> np.ndarray:
-        return transform.reduce(y, spec.reduced)
+        return transform.reduce(y, spec.coded)
 
     if spec.rows == "none":
         views["reduced"] = reduced, reduced
     if spec.row_dimension:
 
         def kept(y: np.ndarray) -> np.ndarray:
-            return transform.reduce(y, spec.row_dimension)
+            return transform.reduce(y, slice(spec.row_dimension))
 
         views["kept"] = kept, kept
         views["ranking"] = (

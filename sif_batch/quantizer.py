@@ -85,12 +85,12 @@ class Quantizer:
 
     def reduce(self, y: np.ndarray) -> np.ndarray:
         """Compared vectors as codes are made of: (n, reduced) float32."""
-        return self.transform.reduce(y, self.spec.reduced)
+        return self.transform.reduce(y, self.spec.coded)
 
     def kept(self, y: np.ndarray) -> np.ndarray:
         """Compared vectors as rows are kept of: (n, kept_dimension) float64."""
         cut = self.spec.row_dimension
-        return self.transform.reduce(y, cut).astype(np.float64) if cut else y
+        return self.transform.reduce(y, slice(cut)).astype(np.float64) if cut else y
 
     def errors(self, y: np.ndarray, z: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Squared distances between compared vectors, (n, ...) float64, that are z when reduced, and what their codes,
@@ -190,9 +190,7 @@ def train(
         transform = Transform(spec.metric, spec.power, spec.whitening, mean, components, variances)
     trained = None
     if spec.family != "flat":
-        trained = train_codebook(
-            spec, _in_pieces(vectors, lambda x: transform.reduce(transform.apply(x), spec.reduced))
-        )
+        trained = train_codebook(spec, _in_pieces(vectors, lambda x: transform.reduce(transform.apply(x), spec.coded)))
     compared = _in_pieces(vectors[:PROSPECT_ROWS], transform.apply)
     asked = transform.apply(queries)
     radii, prospect = prospect_of(spec, transform, trained, compared, asked, settings.k, rows)
@@ -219,13 +217,13 @@ def service_of(
     def codes_of(z: np.ndarray) -> np.ndarray:
         return in_blocks(z, encoder_of(index).sa_encode, np.float32)
 
-    z = transform.reduce(asked, spec.reduced)
+    z = transform.reduce(asked, spec.coded)
     found = errors(transform, index, asked, z, codes_of(z)).astype(np.float64)
     return Service(
         queries=len(asked),
         error=round(float(found.mean()), 8),
         deviation=round(float(found.std()), 8),
-        imbalance=imbalance_of(count_cells(index, codes_of(transform.reduce(compared, spec.reduced))))
+        imbalance=imbalance_of(count_cells(index, codes_of(transform.reduce(compared, spec.coded))))
         if spec.cells
         else None,
     )

@@ -3,6 +3,8 @@
 import math
 from typing import Any, Literal
 
+import numpy as np
+
 from sif_batch.config import Frozen, IndexSettings, SifBatchError
 from sif_batch.rows import FACTOR, RowForm, row_type, row_width
 
@@ -37,6 +39,7 @@ class QuantizerSpec(Frozen):
     row_dimension: int = 0  # dimensions of the kept rows after PCA; 0: all, as they are compared
     reduced: int = 0  # dimensions after PCA that codes are made of
     cells: int = 0  # 0: the family has none
+    pieces: int = 0  # of a PQ's vectors, a number of the code each; 0: the family has none
     bits: int = 0  # of each number of a code
     code_bytes: int = 0
 
@@ -48,6 +51,19 @@ class QuantizerSpec(Frozen):
     @property
     def kept_dimension(self) -> int:
         return self.row_dimension or self.dimension
+
+    @property
+    def coded(self) -> np.ndarray:
+        """The components that a code is made of, in its order: (reduced,) int64.
+
+        A PQ's pieces are dealt them by falling variance, back and forth, so that each has about as much to tell: a
+        simple form of the eigenvalue allocation of Ge et al., Optimized Product Quantization, CVPR 2013.
+        """
+        if not self.pieces:
+            return np.arange(self.reduced)
+        rounds = np.arange(self.reduced).reshape(-1, self.pieces)
+        rounds[1::2] = rounds[1::2, ::-1]
+        return rounds.T.ravel()
 
     @property
     def row_bytes(self) -> int:
@@ -113,6 +129,8 @@ def choose_spec(settings: IndexSettings, family: str, encoder: str, dimension: i
     common["rows"] = "float16" if settings.recall > FLOAT16_ABOVE else "int8"
     if family != "hnsw":
         common["cells"] = 2 ** int(math.log2(max(1.0, min(math.sqrt(rows), trainable / ROWS_PER_CELL))))
+    if family == "ivf-pq":
+        common["pieces"] = reduced // DIMENSIONS_PER_CODE
     spec = QuantizerSpec(reduced=reduced, bits=bits, code_bytes=code_bytes(family, reduced, bits), **common)
     spec = _fit(spec, settings)
     if family == "ivf-pq" and 2**spec.bits > trainable:
@@ -164,9 +182,8 @@ def _fit(spec: QuantizerSpec, settings: IndexSettings) -> QuantizerSpec:
     if spec.family != "ivf-pq":
         raise _too_few_bytes(spec, limit, spec.bytes_per_row)
     each = math.ceil(spec.reduced / limit)  # 8 bits a number say more than two of 4
-    return spec.model_copy(
-        update={"bits": 8, "code_bytes": spec.reduced // each, "reduced": spec.reduced // each * each}
-    )
+    pieces = spec.reduced // each
+    return spec.model_copy(update={"bits": 8, "pieces": pieces, "code_bytes": pieces, "reduced": pieces * each})
 
 
 def _too_few_bytes(spec: QuantizerSpec, limit: int, needs: int) -> SifBatchError:

@@ -14,6 +14,7 @@ from sif_batch.config import SifBatchError
 from sif_batch.kernels import BLOCK_ROWS, project
 
 Projection = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Columns = slice | np.ndarray
 
 FLOOR = 0.01  # of the mean variance: directions that training saw nothing of are not blown up any further
 
@@ -88,20 +89,12 @@ class Transform:
         whitened = by(x - self.mean, self._whitener).astype(np.float64)
         return normalise(whitened) if self.unit else whitened
 
-    def reduce(self, y: np.ndarray, dimensions: int, by: Projection = project) -> np.ndarray:
-        """Compared vectors on the first components: (n, dimensions) float32, row by row independent; by: as `apply`."""
+    def reduce(self, y: np.ndarray, chosen: Columns, by: Projection = project) -> np.ndarray:
+        """Compared vectors on the chosen components: (n, chosen) float32, row by row independent; by: as `apply`."""
         if self.whitening:
-            return np.ascontiguousarray(y[:, :dimensions], np.float32)
+            return np.ascontiguousarray(y[:, chosen], np.float32)
         assert self.mean is not None and self.components is not None
-        return by(y - self.mean, self.components[:, :dimensions])
-
-    def restore(self, z: np.ndarray) -> np.ndarray:
-        """The compared vectors, (n, ...) float64, that `reduce` made (n, dimensions) of, as far as these tell."""
-        z = z.astype(np.float64)
-        assert self.mean is not None and self.components is not None
-        if self.whitening:
-            return np.pad(z, ((0, 0), (0, self.components.shape[1] - z.shape[1])))
-        return z @ self.components[:, : z.shape[1]].T + self.mean
+        return by(y - self.mean, self.components[:, chosen])
 
     @functools.cached_property
     def _whitener(self) -> np.ndarray:

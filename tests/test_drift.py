@@ -63,8 +63,8 @@ def test_the_error_is_the_distance_to_what_the_code_tells(tmp_path: Path, family
     coder = import_faiss().downcast_index(index.storage) if family == "hnsw" else index
     z = quantizer.reduce(y)
     codes = coder.sa_encode(z)
-    told = quantizer.transform.restore(coder.sa_decode(codes))
-    assert np.allclose(quantizer.errors(y, z, codes), ((y - told) ** 2).sum(axis=1), rtol=1e-4, atol=1e-6)
+    lost = y - told(quantizer, coder.sa_decode(codes))
+    assert np.allclose(quantizer.errors(y, z, codes), (lost**2).sum(axis=1), rtol=1e-4, atol=1e-6)
     if family != "hnsw":
         nearest = index.quantizer.search(quantizer.reduce(y), 1)[1].ravel()
         assert np.array_equal(count_cells(index, codes), np.bincount(nearest, minlength=index.nlist))
@@ -95,9 +95,7 @@ def test_new_rows_are_told_from_those_that_training_saw(tmp_path: Path) -> None:
 
     still = measured(old, "still")
     assert still["new"] == 0 and still["sampled"] == record.training_rows and still["ratio"] is None
-    assert still["error"]["trained"] == pytest.approx(
-        float(((quantizer.asked - told(quantizer, quantizer.asked)) ** 2).sum(axis=1).mean()), rel=1e-4
-    )
+    assert still["error"]["trained"] == pytest.approx(float(errors(quantizer, quantizer.asked).mean()), rel=1e-4)
     assert why_drifted(still) is None
     write_parts(store, new, 70)
     moved = measured([*old, *new], "moved")
@@ -105,18 +103,23 @@ def test_new_rows_are_told_from_those_that_training_saw(tmp_path: Path) -> None:
     among = hashes <= record.seen_to
     assert moved["new"] == among.sum() and moved["sampled"] == record.training_rows + among.sum()
     y = quantizer.transform.apply(np.stack([r.vector for r in new]).astype(np.float16))
-    errors = ((y - told(quantizer, y)) ** 2).sum(axis=1)
-    keyed = dict(zip([f"photos/{row.path}" for row in new], errors, strict=True))
+    keyed = dict(zip([f"photos/{row.path}" for row in new], errors(quantizer, y), strict=True))
     wanted = [keyed[key] for key in find_live(store, entries_of(new)).table["key"].to_pylist()]
     assert moved["error"]["new"] == pytest.approx(np.mean(np.array(wanted)[among]), rel=1e-4)
     assert moved["ratio"] > moved["at_least"] > MAX_RATIO
     assert "new images" in (why_drifted(moved) or "")
 
 
-def told(quantizer: Quantizer, y: np.ndarray) -> np.ndarray:
-    """What is left of compared vectors in their codes."""
+def told(quantizer: Quantizer, z: np.ndarray) -> np.ndarray:
+    """The compared vectors, (n, d), that decoded codes, (n, reduced), tell of."""
+    transform, coded = quantizer.transform, quantizer.spec.coded
+    return z.astype(np.float64) @ transform.components[:, coded].T + transform.mean
+
+
+def errors(quantizer: Quantizer, y: np.ndarray) -> np.ndarray:
+    """Squared distances between compared vectors and what their codes tell."""
     index = quantizer.index
-    return quantizer.transform.restore(index.sa_decode(index.sa_encode(quantizer.reduce(y))))
+    return ((y - told(quantizer, index.sa_decode(index.sa_encode(quantizer.reduce(y))))) ** 2).sum(axis=1)
 
 
 def test_few_new_rows_or_an_unsure_ratio_train_nothing_and_uneven_cells_do() -> None:

@@ -339,15 +339,16 @@ def test_flink_survives_killed_task_managers(tmp_path: Path, local_release: str)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("folder", ["parts", "codes"])
 @pytest.mark.parametrize("engine", ["flink", "spark"])
 def test_a_job_survives_its_driver_and_harms_nothing(
-    engine: str, request: pytest.FixtureRequest, tmp_path: Path, local_release: str
+    engine: str, folder: str, request: pytest.FixtureRequest, tmp_path: Path, local_release: str
 ) -> None:
-    """A run on this machine publishes meanwhile, and the job's late parts change nothing."""
+    """A run on this machine publishes meanwhile, and what the job writes late, parts or codes, changes nothing."""
     cluster = request.getfixturevalue(engine)
     running = command(tmp_path, tmp_path / "root", on(cluster))
     try:
-        wait_for_files(tmp_path / "root", 3, "parts")
+        wait_for_files(tmp_path / "root", 3, folder)
         os.kill(running.pid, signal.SIGKILL)
         running.wait()
         assert jobs_of(cluster), "the job ended with its driver"

@@ -79,8 +79,8 @@ def test_a_shape_keeps_to_the_bytes_or_says_how_many_it_needs(
     assert spec.bytes_per_row <= limit
     assert 0 <= spec.row_dimension < dimension and spec.reduced <= dimension
     if family == "ivf-pq":
-        pieces = spec.code_bytes if spec.bits == 8 else spec.reduced // 4
-        assert spec.reduced % pieces == 0 and spec.code_bytes == -(-pieces * spec.bits // 8)
+        assert spec.reduced % spec.pieces == 0 and spec.code_bytes == -(-spec.pieces * spec.bits // 8)
+        assert sorted(spec.coded.tolist()) == list(range(spec.reduced))
 
 
 def test_kept_rows_are_cut_before_they_are_left_out_and_codes_shrink_last() -> None:
@@ -95,6 +95,13 @@ def test_kept_rows_are_cut_before_they_are_left_out_and_codes_shrink_last() -> N
     assert shape(60) == ("none", 0, 32, 4)
     assert shape(31) == ("none", 0, 28, 8)
     assert shape(8) == ("none", 0, 8, 8)
+
+
+def test_components_are_dealt_back_and_forth_and_other_families_keep_their_order() -> None:
+    spec = choose_spec(IndexSettings(family="ivf-pq"), "ivf-pq", ENCODER, 16, 100_000)
+    assert spec.coded.reshape(4, 4).tolist() == [[0, 7, 8, 15], [1, 6, 9, 14], [2, 5, 10, 13], [3, 4, 11, 12]]
+    other = choose_spec(IndexSettings(family="ivf-rabitq"), "ivf-rabitq", ENCODER, 16, 100_000)
+    assert other.coded.tolist() == list(range(16))
 
 
 def test_the_fewest_bytes_that_are_told_are_the_fewest() -> None:
