@@ -12,7 +12,6 @@ families: each kind of index on the vectors of random crops of the photos. Up to
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -70,11 +69,8 @@ def apart(task: str, *arguments: object) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def resident_mb(kind: str = "VmRSS") -> float:
+    """Of this process; VmHWM: its peak, where getrusage counts that of the process which started it."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{kind}:"))
     return int(line.split()[1]) / 1024
 
@@ -266,7 +262,7 @@ def assemble(root: str, quantizer_id: str, rows: str, parts: str, into: str) -> 
     Path(into).mkdir()
     write_release(store, Path(into), quantizer, placement)
     assemble_s, cpu_s = time.perf_counter() - started, time.process_time() - before
-    peak = peak_mb()
+    peak = resident_mb("VmHWM")
     write_images(Path(into) / "images.arrow", hashes)
     manifest = {"quantizer": {"id": quantizer_id, **quantizer.spec.model_dump(mode="json")}, "rows": n}
     manifest |= {

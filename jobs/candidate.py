@@ -28,7 +28,7 @@ from sif_batch.quantizer import QuantizerRecord, load_quantizer
 from sif_batch.query import Index
 from sif_batch.storage import Store
 from sif_batch.truth import exact_neighbours
-from sif_batch.tuning import best_points, choose_point, measure_curve, time_point
+from sif_batch.tuning import TIMED_OF_CURVE, best_points, choose_point, measure_curve, time_point
 
 REMEMBERED_RUNS = 10
 
@@ -195,7 +195,9 @@ def build(
                 "sanity": check_sanity(assembled, live["sha256"]),
                 "finite": all_finite(index),
             }
-            curve_ms = [{**m.describe(), "ms": round(time_point(index, quantizer, m.point, k), 4)} for m in curve]
+            curve_ms = [
+                m.describe() | {"ms": round(time_point(index, quantizer, m.point, k, TIMED_OF_CURVE), 4)} for m in curve
+            ]
             query_ms = time_point(index, quantizer, point, k)
         with timed(seconds, "seal"):
             release = releases.seal(folder, manifest)

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,8 @@ from sif_batch.sample import SAMPLED
 from sif_batch.storage import Store
 
 SEGMENT_ROWS = 16 * 2**20
-BUCKET_BYTES = 128 * 2**20  # of rows that are put in order at a time
+IN_MEMORY_BYTES = 2**27  # of rows that need no files
+BUCKET_BYTES = 2**25  # of rows that are put in order at a time
 MOST_BUCKETS = 256  # files open at once
 READERS = 2
 READ_AHEAD = 4
@@ -79,12 +80,11 @@ class Placement:
     def released(self, number: int, numbers: np.ndarray) -> np.ndarray:
         """The release row of each of some rows of a part, (n,) int64, -1 for a dead one. numbers: rising."""
         at = self.rows_of(number)
-        found = np.full(len(numbers), -1, np.int64)
-        place = np.searchsorted(numbers, self.row[at])
-        there = place < len(numbers)
-        there[there] = numbers[place[there]] == self.row[at][there]
-        if not there.all():
+        rows = self.row[at]
+        place = np.searchsorted(numbers, rows)
+        if place.max(initial=-1) >= len(numbers) or not np.array_equal(numbers[place], rows):
             raise LookupError
+        found = np.full(len(numbers), -1, np.int64)
         found[place] = at
         return found
 
@@ -135,9 +135,10 @@ def assemble(
             except LookupError as error:
                 path = codes_path(quantizer.record.id, placement.parts[number])
                 raise SifBatchError(f"{path} is not of its part", remedy="remove that file and run again") from error
-            live = released >= 0
-            at = released[live]
-            buckets.put(at, codes.code[live], codes.rerank[live])
+            live: Any = released >= 0
+            if live.all():
+                live = slice(None)  # no copies
+            buckets.put(released[live], codes.code[live], codes.rerank[live])
             near.add(number, codes, released)
         for segment, (start, end) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)):
             write_segment(quantizer, buckets, start, end, into / f"segments/{segment:03d}")
@@ -179,7 +180,7 @@ class Buckets:
         total = int(ends[-1]) * self.record.itemsize
         self._stack = ExitStack()
         self._files: list[BinaryIO] = []
-        if total <= BUCKET_BYTES:
+        if total <= IN_MEMORY_BYTES:
             self._files = [io.BytesIO() for _ in ends]
             return
         os.makedirs(scratch, exist_ok=True)
@@ -208,8 +209,8 @@ class Buckets:
                 self._files[bucket].write(records[start:end].tobytes())
             start = end
 
-    def take(self, bucket: int) -> np.ndarray:
-        """The records of a bucket in order; what held them is given back."""
+    def take(self, bucket: int) -> tuple[np.ndarray, np.ndarray]:
+        """Codes (n, c) and kept rows (n, w) of a bucket in order, uint8; what held them is given back."""
         file = self._files[bucket]
         file.seek(0)
         found = np.frombuffer(file.read(), self.record)
@@ -219,7 +220,7 @@ class Buckets:
             raise SifBatchError(f"{size} rows were to be assembled, {len(found)} came", remedy="run again")
         file.seek(0)
         file.truncate()
-        return found[order]
+        return found["code"][order], found["rerank"][order]
 
 
 def check_scratch(folder: str | os.PathLike[str], needed: int) -> None:
@@ -244,11 +245,17 @@ def write_segment(quantizer: Quantizer, buckets: Buckets, start: int, end: int, 
         np.lib.format.write_array_header_1_0(file, header)
         if spec.rows != "none":
             check_scratch(folder, shape[0] * spec.row_bytes)
-        for bucket in np.flatnonzero((buckets.ends > start) & (buckets.ends <= end)).tolist():
-            records = buckets.take(bucket)
-            last = int(buckets.ends[bucket]) - start
-            code[last - len(records) : last] = records["code"]
-            file.write(np.ascontiguousarray(records["rerank"]).data)
+        with ThreadPoolExecutor(1) as pool:  # the next bucket is put in order while one is written
+            written: Future[int] | None = None
+            for bucket in np.flatnonzero((buckets.ends > start) & (buckets.ends <= end)).tolist():
+                some, kept = buckets.take(bucket)
+                last = int(buckets.ends[bucket]) - start
+                code[last - len(some) : last] = some
+                if written:
+                    written.result()
+                written = pool.submit(file.write, kept.data)
+            if written:
+                written.result()
     if quantizer.index is not None:
         write_index(fill_codebook(spec.family, quantizer.index, code), folder / "index.faiss")
 

@@ -96,6 +96,14 @@ class Transform:
         assert self.mean is not None and self.components is not None
         return by(y - self.mean, self.components[:, chosen])
 
+    def restore(self, z: np.ndarray) -> np.ndarray:
+        """The compared vectors, (n, ...) float64, whose first components are z, (n, m), as far as these tell."""
+        z = z.astype(np.float64)
+        assert self.mean is not None and self.components is not None
+        if self.whitening:
+            return np.pad(z, ((0, 0), (0, self.components.shape[1] - z.shape[1])))
+        return z @ self.components[:, : z.shape[1]].T + self.mean
+
     @functools.cached_property
     def _whitener(self) -> np.ndarray:
         assert self.components is not None and self.variances is not None

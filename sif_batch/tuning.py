@@ -16,7 +16,7 @@ SCANNED_AT_LEAST = 4096  # codes: to scan fewer saves no time that anyone can me
 RERANKED = (50, 70, 100, 140, 200, 280, 400, 560, 800)
 LITTLE = 0.001  # recall: to re-rank deeper for less is to no purpose
 RERANK_COST = 40  # codes whose scanning takes as long as re-ranking a row
-TIMED = 50  # queries
+TIMED, TIMED_OF_CURVE = 50, 20  # queries, of the point in use and of any other
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,11 @@ def _measure_level(
     return measured
 
 
-def time_point(index: Index, quantizer: Quantizer, point: OperatingPoint | None, k: int) -> float:
+def time_point(index: Index, quantizer: Quantizer, point: OperatingPoint | None, k: int, queries: int = TIMED) -> float:
     """Milliseconds of a query asked alone, the median of some."""
-    queries = quantizer.queries[:TIMED].astype(np.float32)
+    asked = quantizer.queries[:queries].astype(np.float32)
     elapsed = []
-    for query in queries:
+    for query in asked:
         started = time.perf_counter()
         index.ranked(query[None], min(k, NEIGHBOURS), None, point)
         elapsed.append(1000 * (time.perf_counter() - started))

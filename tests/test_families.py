@@ -123,6 +123,7 @@ def test_rows_that_do_not_fit_into_memory_are_assembled_to_the_same_bytes(
     record = quantize(store, live, "ivf-pq")
     found = []
     for name, limit in (("whole", assembly.BUCKET_BYTES), ("spread", 4000)):
+        monkeypatch.setattr(assembly, "IN_MEMORY_BYTES", limit)
         monkeypatch.setattr(assembly, "BUCKET_BYTES", limit)
         assemble(store, live, record, tmp_path / name, 700)
         files = sorted(file for file in (tmp_path / name).rglob("*") if file.is_file())
@@ -136,7 +137,7 @@ def test_too_little_scratch_is_told_before_anything_is_read(
 ) -> None:
     store, live = rooted
     record = quantize(store, live, "ivf-pq")
-    monkeypatch.setattr(assembly, "BUCKET_BYTES", 4000)
+    monkeypatch.setattr(assembly, "IN_MEMORY_BYTES", 4000)
     monkeypatch.setattr(assembly, "RESERVE", shutil.disk_usage(tmp_path).total)
     monkeypatch.setattr(assembly, "read_codes", None)
     with pytest.raises(SifBatchError, match="GB are needed there, 0.0 GB are free") as raised:
