@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,13 +173,15 @@ def build(
         folder = made / "release"
         folder.mkdir()
         check_scratch(folder, len(live) * (quantizer.spec.bytes_per_row + 8) + live.nbytes)
-        with timed(seconds, "assemble"):
+        with timed(seconds, "assemble"), ThreadPoolExecutor(1) as beside:
+            images = beside.submit(write_images, live, folder / "images.arrow")
             assembled = assemble(store, folder, quantizer, placement, scratch=scratch)
-            write_images(live, folder / "images.arrow")
             copy_encoder(store, quantizer.spec.encoder, folder / "encoder")
+            images.result()
         manifest = manifest | {"segments": len(list((folder / "segments").iterdir()))}
         index = Index(Store(str(folder)), "", manifest)
-        with timed(seconds, "measure"):
+        with timed(seconds, "measure"), ThreadPoolExecutor(1) as beside:
+            sums = beside.submit(releases.files_of, folder)
             own = pc.index_in(pa.array(quantizer.query_keys, pa.string()), live["key"].combine_chunks())
             truth = exact_neighbours(store, quantizer, placement, assembled, pc.fill_null(own, -1).to_numpy())
             curve = best_points(measure_curve(index, quantizer, truth, k, target))
@@ -195,12 +198,13 @@ def build(
                 "sanity": check_sanity(assembled, live["sha256"]),
                 "finite": all_finite(index),
             }
+            files = sums.result()  # before anything is timed
             curve_ms = [
                 m.describe() | {"ms": round(time_point(index, quantizer, m.point, k, TIMED_OF_CURVE), 4)} for m in curve
             ]
             query_ms = time_point(index, quantizer, point, k)
         with timed(seconds, "seal"):
-            release = releases.seal(folder, manifest)
+            release = releases.seal(folder, manifest, files)
             store.create_folder(f"releases/{release}", folder, releases.MANIFEST)
     if not store.exists(f"releases/{release}/{releases.MANIFEST}"):
         raise SifBatchError(f"releases/{release} could not be written")

@@ -66,11 +66,17 @@ class _Hashing:
     def close(self) -> None: ...
 
 
-def seal(folder: Path, manifest: dict[str, Any]) -> str:
-    """Write release.json: `manifest` and the size and sha256 of every file. Returns the release id."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+def files_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """The size and sha256 of every file of a release but release.json."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
+    }
+
+
+def seal(folder: Path, manifest: dict[str, Any], files: dict[str, dict[str, Any]] | None = None) -> str:
+    """Write release.json: `manifest` and its files, as `files_of` gives them. Returns the release id."""
+    files = files or files_of(folder)
     data = canonical_json(manifest | {"files": files})
     (folder / MANIFEST).write_bytes(data)
     return hashlib.sha256(data).hexdigest()

@@ -363,7 +363,8 @@ def test_a_job_survives_its_driver_and_harms_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "sent", "code"), [("flink", "SIGINT", 130), ("spark", "SIGTERM", 143)])
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("engine", ["flink", "spark"])
 def test_a_signal_cancels_the_job_on_the_cluster(
     engine: str, sent: str, code: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
