@@ -39,7 +39,7 @@ class QuantizerSpec(Frozen):
     row_dimension: int = 0  # dimensions of the kept rows after PCA; 0: all, as they are compared
     reduced: int = 0  # dimensions after PCA that codes are made of
     cells: int = 0  # 0: the family has none
-    pieces: int = 0  # of a PQ's vectors, a number of the code each; 0: the family has none
+    pieces: int = 0  # of a PQ, a number of the code each, which components are dealt to; 0: they stay in order
     bits: int = 0  # of each number of a code
     code_bytes: int = 0
 

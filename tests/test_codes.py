@@ -144,7 +144,7 @@ def test_assembled_codes_are_the_index_that_faiss_builds_itself(tmp_path: Path) 
 
     vectors = np.stack([vector_of(path) for path in live.table["path"].to_pylist()]).astype(np.float64)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    reduced = ((unit - mean) @ components).astype(np.float32)
+    reduced = ((unit - mean) @ components[:, quantizer.spec.coded]).astype(np.float32)
     plain = faiss.clone_index(quantizer.index)
     plain.add(reduced)
 

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from synthetic import ENCODER, checked
 
 from sif_batch.config import IndexSettings, SifBatchError
-from sif_batch.shapes import FLAT_AT_LEAST, FLAT_BELOW, choose_family, choose_spec
+from sif_batch.shapes import FLAT_AT_LEAST, FLAT_BELOW, QuantizerSpec, choose_family, choose_spec
 
 AUTO, FLAT, IVF = (IndexSettings.model_validate({"family": family}) for family in ("auto", "flat", "ivf-pq"))
 FAMILIES = ["flat", "ivf-flat", "ivf-pq", "ivf-rabitq", "hnsw"]
@@ -102,6 +102,8 @@ def test_components_are_dealt_back_and_forth_and_other_families_keep_their_order
     assert spec.coded.reshape(4, 4).tolist() == [[0, 7, 8, 15], [1, 6, 9, 14], [2, 5, 10, 13], [3, 4, 11, 12]]
     other = choose_spec(IndexSettings(family="ivf-rabitq"), "ivf-rabitq", ENCODER, 16, 100_000)
     assert other.coded.tolist() == list(range(16))
+    older = QuantizerSpec.model_validate({k: v for k, v in spec.model_dump().items() if k != "pieces"})
+    assert older.coded.tolist() == list(range(16))
 
 
 def test_the_fewest_bytes_that_are_told_are_the_fewest() -> None:
