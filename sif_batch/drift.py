@@ -81,6 +81,7 @@ def why_unfit(record: QuantizerRecord, settings: IndexSettings, encoder: str) ->
         return "the encoder is another"
     if settings.family not in ("auto", spec.family):
         return f"--family {settings.family} is asked for, it is {spec.family}"
-    if choose_spec(settings, spec.family, encoder, spec.dimension, record.trained_for_rows) != spec:
+    wanted = choose_spec(settings, spec.family, encoder, spec.dimension, record.trained_for_rows)
+    if wanted.model_copy(update={"pieces": spec.pieces}) != spec:  # how they are dealt was not asked for
         return "another kind of index is asked for"
     return None

@@ -4,6 +4,7 @@ import math
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from sif_batch.config import Frozen, IndexSettings, SifBatchError
 from sif_batch.rows import FACTOR, RowForm, row_type, row_width
@@ -42,6 +43,11 @@ class QuantizerSpec(Frozen):
     pieces: int = 0  # of a PQ, a number of the code each, which components are dealt to; 0: they stay in order
     bits: int = 0  # of each number of a code
     code_bytes: int = 0
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `pieces` where there are none: shapes from before it was known keep their names and releases."""
+        return {name: value for name, value in write(self).items() if value or name != "pieces"}
 
     @property
     def unit_rows(self) -> bool:

@@ -141,6 +141,9 @@ def test_a_quantizer_is_outgrown_when_the_images_double_or_another_kind_is_for_s
 
 def test_a_quantizer_is_unfit_for_another_encoder_or_kind_whatever_the_size() -> None:
     assert not why_unfit(record_of(), AUTO, ENCODER)
+    older = record_of()
+    older = older.model_copy(update={"spec": older.spec.model_copy(update={"pieces": 0})})
+    assert record_of().spec.pieces and not why_unfit(older, AUTO, ENCODER)
     assert "flat" in (why_unfit(record_of(), FLAT, ENCODER) or "")
     assert "encoder" in (why_unfit(record_of(), AUTO, "another") or "")
     assert "kind" in (why_unfit(record_of(), AUTO.model_copy(update={"metric": "euclidean"}), ENCODER) or "")

@@ -104,6 +104,7 @@ def test_components_are_dealt_back_and_forth_and_other_families_keep_their_order
     assert other.coded.tolist() == list(range(16))
     older = QuantizerSpec.model_validate({k: v for k, v in spec.model_dump().items() if k != "pieces"})
     assert older.coded.tolist() == list(range(16))
+    assert spec.model_dump()["pieces"] == 4 and "pieces" not in {**older.model_dump(), **other.model_dump()}
 
 
 def test_the_fewest_bytes_that_are_told_are_the_fewest() -> None:
