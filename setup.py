@@ -63,7 +63,7 @@ setup(
         "Pillow>=12.0",
         "pi-heif>=1.1",
         "pyarrow>=20",
-        "pydantic>=2.9",
+        "pydantic>=2.12",
         "rich>=13.9",
     ],
     extras_require={

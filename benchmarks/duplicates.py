@@ -25,7 +25,7 @@ from benchmarks.embed import REPOSITORY, watch
 from sif_batch.assembly import Placement, assemble
 from sif_batch.codes import codes_path, encode_codes
 from sif_batch.quantizer import load_quantizer
-from sif_batch.release import seal
+from sif_batch.release import files_of, seal
 from sif_batch.storage import Store, digest
 
 THRESHOLD = 0.95
@@ -100,7 +100,7 @@ def make_release(scratch: Path, rows: int, dimension: int) -> Path:
     shutil.rmtree(store.path("codes"))
     manifest = {"quantizer": {"id": record.id, **record.spec.model_dump(mode="json")}, "rows": rows}
     manifest |= {"segments": len(list((release / "segments").iterdir()))}
-    seal(release, manifest | {"operating_point": {"cells": 32, "rerank": 200}})
+    seal(release, manifest | {"operating_point": {"cells": 32, "rerank": 200}}, files_of(release))
     return release
 
 

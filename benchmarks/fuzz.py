@@ -24,6 +24,7 @@ from benchmarks.heic import heic
 from sif_batch.child import Child, ChildDied
 from sif_batch.failures import ImageError
 from sif_batch.images import decode
+from sif_batch.memory import peak_bytes
 
 BATCH = 200
 STALL_S = 120
@@ -192,14 +193,8 @@ def try_all(datas: list[bytes]) -> Tried:
             if image.mode != "RGB" or not np.asarray(image).size:
                 raise AssertionError(f"{image.mode} {image.size}")
             tried.kinds["image"] += 1
-    tried.peak_mb = peak_mb()
+    tried.peak_mb = peak_bytes() / 2**20
     return tried
-
-
-def peak_mb() -> float:
-    """Resident memory of this process at most. Not getrusage: that begins with what the parent had."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
 
 
 def try_in_child(report: Callable[[Any], None], datas: list[bytes]) -> Tried:

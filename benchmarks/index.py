@@ -69,9 +69,9 @@ def apart(task: str, *arguments: object) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def resident_mb(kind: str = "VmRSS") -> float:
-    """Of this process; VmHWM: its peak, where getrusage counts that of the process which started it."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{kind}:"))
+def anonymous_mb() -> float:
+    """What this process has in memory beside the files that it maps."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
     return int(line.split()[1]) / 1024
 
 
@@ -197,24 +197,25 @@ def ask(root: str, queries: str, truth: str) -> dict[str, Any]:
     index.ranked(q[:100], K)
     described = [index.manifest["operating_point"], *index.manifest["curve"]]
     points = [OperatingPoint(point["cells"], point["rerank"]) for point in described]
-    medians = np.empty((ROUNDS, len(points), 2))
-    found: dict[int, list[np.ndarray]] = {}
-    for number in range(ROUNDS):
-        for place, point in enumerate(points):
-            elapsed, answers = np.empty((len(q), 2)), []
-            for i, query in enumerate(q):
-                started, before = time.perf_counter(), time.process_time()
-                ((rows, _),) = index.ranked(query[None], K, None, point)
-                elapsed[i] = time.perf_counter() - started, time.process_time() - before
-                answers.append(rows)
-            medians[number, place] = 1000 * np.median(elapsed, axis=0)
-            found[place] = answers
+
+    def one_by_one(point: OperatingPoint) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The medians of wall and CPU milliseconds, (2,), and what each query finds."""
+        elapsed, found = [], []
+        for query in q:
+            started, before = time.perf_counter(), time.process_time()
+            ((rows, _),) = index.ranked(query[None], K, None, point)
+            elapsed.append((time.perf_counter() - started, time.process_time() - before))
+            found.append(places[rows])
+        return 1000 * np.median(elapsed, axis=0), found
+
+    rounds = [[one_by_one(point) for point in points] for _ in range(ROUNDS)]
     measured = []
-    for place, point in enumerate(points):
-        exact = np.stack([x[places[f]].astype(np.float32) @ query for f, query in zip(found[place], q, strict=True)])
-        wall, cpu = medians[:, place].min(axis=0).tolist()
+    for point, asked in zip(points, zip(*rounds, strict=True), strict=True):
+        exact = np.stack([x[f].astype(np.float32) @ query for f, query in zip(asked[0][1], q, strict=True)])
+        medians = np.stack([medians for medians, _ in asked])
+        wall, cpu = medians.min(axis=0).tolist()
         figures = {"recall": recall(least, exact), "query_ms": wall, "query_cpu_ms": cpu}
-        figures["slowest_ms"] = float(medians[:, place, 0].max())
+        figures["slowest_ms"] = float(medians[:, 0].max())
         measured.append({"cells": point.cells, "rerank": point.rerank} | figures)
     files = index.manifest["files"].items()
     in_use = sum(file["size"] for name, file in files if name.startswith("segments/"))
@@ -249,27 +250,28 @@ def assemble_case(scratch: Path, rows: int, parts: int, kinds: Sequence[str]) ->
 def assemble(root: str, quantizer_id: str, rows: str, parts: str, into: str) -> dict[str, Any]:
     from sif_batch.assembly import Placement
     from sif_batch.assembly import assemble as write_release
+    from sif_batch.memory import peak_bytes, resident_bytes
     from sif_batch.quantizer import load_quantizer
-    from sif_batch.release import seal
+    from sif_batch.release import files_of, seal
     from sif_batch.storage import Store
 
     store, n = Store(root), int(rows)
     quantizer = load_quantizer(store, quantizer_id)
     part, row, hashes = roots.spread(n, int(parts))
-    made_mb = resident_mb()
+    made_mb = resident_bytes() / 2**20
     started, before = time.perf_counter(), time.process_time()
     placement = Placement(part, row, hashes, [f"{number:05d}" for number in range(int(parts))])
     Path(into).mkdir()
     write_release(store, Path(into), quantizer, placement)
     assemble_s, cpu_s = time.perf_counter() - started, time.process_time() - before
-    peak = resident_mb("VmHWM")
+    peak = peak_bytes() / 2**20
     write_images(Path(into) / "images.arrow", hashes)
     manifest = {"quantizer": {"id": quantizer_id, **quantizer.spec.model_dump(mode="json")}, "rows": n}
     manifest |= {
         "segments": len(list(Path(into, "segments").iterdir())),
         "operating_point": {"cells": 32, "rerank": 200},
     }
-    seal(Path(into), manifest)
+    seal(Path(into), manifest, files_of(Path(into)))
     codes_mb = sum(file.stat().st_size for file in Path(into).rglob("index.faiss")) / 2**20
     return {
         "assemble_s": assemble_s,
@@ -299,9 +301,10 @@ def write_images(path: Path, hashes: np.ndarray) -> None:
 
 
 def open_release(folder: str) -> dict[str, Any]:
+    from sif_batch.memory import resident_bytes
     from sif_batch.query import Index
 
-    before, used = resident_mb(), time.process_time()
+    before, used = resident_bytes() / 2**20, time.process_time()
     started = time.perf_counter()
     index = Index.open(folder)
     open_s, open_cpu_s = time.perf_counter() - started, time.process_time() - used
@@ -313,7 +316,7 @@ def open_release(folder: str) -> dict[str, Any]:
     return {
         "open_s": open_s,
         "open_cpu_s": open_cpu_s,
-        "reader_mb": resident_mb("RssAnon"),
+        "reader_mb": anonymous_mb(),
         "reader_before_mb": before,
         "query_ms": query_ms,
     }

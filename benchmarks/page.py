@@ -29,6 +29,7 @@ import pyarrow as pa
 from sif_batch.config import IndexSettings, RootRecord, Source
 from sif_batch.embedding import load_encoder
 from sif_batch.encoders import built_in_spec, install_encoder
+from sif_batch.memory import peak_bytes
 from sif_batch.parts import encode_part, part_path
 from sif_batch.query import Index
 from sif_batch.sources import LISTING_SCHEMA, Listing
@@ -211,11 +212,7 @@ def measure(folder: Path, visitors: int, rounds: int) -> dict[str, Any]:
         ready = time.perf_counter() - began
         firsts, clicks = open_pages(started["url"])
         seconds = asyncio.run(visit(started["url"], Index.open(str(folder / "root")), visitors, rounds))
-        rss = next(
-            int(line.split()[1])
-            for line in Path(f"/proc/{server.pid}/status").read_text().splitlines()
-            if "VmHWM" in line
-        )
+        peak = peak_bytes(server.pid)
     finally:
         server.terminate()
         server.wait()
@@ -228,7 +225,7 @@ def measure(folder: Path, visitors: int, rounds: int) -> dict[str, Any]:
         "filtered_query_s": describe(seconds["filtered"]),
         "visitors": visitors,
         "together_s": describe(seconds["together"]),
-        "server_rss_mb": rss // 1024,
+        "server_rss_mb": peak // 2**20,
     }
 
 

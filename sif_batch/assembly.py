@@ -8,12 +8,13 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +40,8 @@ READ_AHEAD = 4
 TABLE_ROWS = 16_384  # rows in a batch of images.arrow
 WRITE_BYTES = 2**20  # at a time
 RESERVE = 2**26  # bytes of disk that are left alone
+
+T = TypeVar("T")
 
 
 def segment_ends(hashes: np.ndarray, max_rows: int) -> np.ndarray:
@@ -148,13 +151,21 @@ def assemble(
 
 def read_all(store: Store, quantizer: Quantizer, placement: Placement) -> Iterator[tuple[int, Codes]]:
     """The codes of each part with live rows, a few read ahead."""
-    with ThreadPoolExecutor(READERS) as pool:
-        jobs: list[tuple[int, Any]] = []
-        for number in placement.used:
-            part = placement.parts[number]
-            jobs.append((number, pool.submit(read_codes, store, quantizer.spec, quantizer.record.id, part)))
-            if len(jobs) > READ_AHEAD:
-                number, job = jobs.pop(0)
+
+    def read(number: int) -> Codes:
+        return read_codes(store, quantizer.spec, quantizer.record.id, placement.parts[number])
+
+    return ahead(read, placement.used, READERS, READ_AHEAD)
+
+
+def ahead(work: Callable[[int], T], numbers: Iterable[int], threads: int, most: int) -> Iterator[tuple[int, T]]:
+    """Each number and work(number), in order; `most` more are in work meanwhile."""
+    with ThreadPoolExecutor(threads) as pool:
+        jobs: deque[tuple[int, Future[T]]] = deque()
+        for number in numbers:
+            jobs.append((number, pool.submit(work, number)))
+            if len(jobs) > most:
+                number, job = jobs.popleft()
                 yield number, job.result()
         for number, job in jobs:
             yield number, job.result()
@@ -245,17 +256,11 @@ def write_segment(quantizer: Quantizer, buckets: Buckets, start: int, end: int, 
         np.lib.format.write_array_header_1_0(file, header)
         if spec.rows != "none":
             check_scratch(folder, shape[0] * spec.row_bytes)
-        with ThreadPoolExecutor(1) as pool:  # the next bucket is put in order while one is written
-            written: Future[int] | None = None
-            for bucket in np.flatnonzero((buckets.ends > start) & (buckets.ends <= end)).tolist():
-                some, kept = buckets.take(bucket)
-                last = int(buckets.ends[bucket]) - start
-                code[last - len(some) : last] = some
-                if written:
-                    written.result()
-                written = pool.submit(file.write, kept.data)
-            if written:
-                written.result()
+        within = np.flatnonzero((buckets.ends > start) & (buckets.ends <= end)).tolist()
+        for bucket, (some, kept) in ahead(buckets.take, within, 1, 1):  # one is put in order while another is written
+            last = int(buckets.ends[bucket]) - start
+            code[last - len(some) : last] = some
+            file.write(kept.data)
     if quantizer.index is not None:
         write_index(fill_codebook(spec.family, quantizer.index, code), folder / "index.faiss")
 

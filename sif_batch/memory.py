@@ -21,7 +21,10 @@ def parse_size(text: str) -> int:
 
 
 def peak_bytes(pid: int | None = None) -> int:
-    """The most that a process had in memory so far; of this one by default. 0 where it cannot be told."""
+    """The most that a process had in memory so far; of this one by default. 0 where it cannot be told.
+
+    Not by getrusage, which begins with what the parent had.
+    """
     return _status(pid, "VmHWM")
 
 

@@ -67,15 +67,12 @@ def _views(spec: QuantizerSpec, transform: Transform, trained: bytes | None) -> 
     """What a vector is in each comparison: as a row, and as a query. Those that lose nothing are left out."""
     views: dict[str, tuple[View, View]] = {}
 
-    def reduced(y: np.ndarray) -> np.ndarray:
-        return transform.reduce(y, spec.coded)
-
     if spec.rows == "none":
-        views["reduced"] = reduced, reduced
+        views["reduced"] = transform.to_code, transform.to_code
     if spec.row_dimension:
 
         def kept(y: np.ndarray) -> np.ndarray:
-            return transform.reduce(y, slice(spec.row_dimension))
+            return transform.reduce(y, spec.row_dimension)
 
         views["kept"] = kept, kept
         views["ranking"] = (
@@ -88,9 +85,9 @@ def _views(spec: QuantizerSpec, transform: Transform, trained: bytes | None) -> 
 
         def coded(y: np.ndarray) -> np.ndarray:
             assert index is not None  # keeps what `coder` is a part of
-            return coder.sa_decode(coder.sa_encode(reduced(y)))
+            return coder.sa_decode(coder.sa_encode(transform.to_code(y)))
 
-        views["ranking"] = coded, reduced
+        views["ranking"] = coded, transform.to_code
     return views
 
 

@@ -85,12 +85,12 @@ class Quantizer:
 
     def reduce(self, y: np.ndarray) -> np.ndarray:
         """Compared vectors as codes are made of: (n, reduced) float32."""
-        return self.transform.reduce(y, self.spec.coded)
+        return self.transform.to_code(y)
 
     def kept(self, y: np.ndarray) -> np.ndarray:
         """Compared vectors as rows are kept of: (n, kept_dimension) float64."""
         cut = self.spec.row_dimension
-        return self.transform.reduce(y, slice(cut)).astype(np.float64) if cut else y
+        return self.transform.reduce(y, cut).astype(np.float64) if cut else y
 
     def errors(self, y: np.ndarray, z: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Squared distances between compared vectors, (n, ...) float64, that are z when reduced, and what their codes,
@@ -183,14 +183,14 @@ def train(
     vectors: (n, d) float16 to train on, of `rows` in the collection; queries: (q, d). Raises SifBatchError where the
     recall asked for cannot be had in so few bytes.
     """
-    transform, explained = Transform(spec.metric, spec.power, spec.whitening), 1.0
+    transform, explained = transform_of(spec), 1.0
     if spec.family != "flat" or spec.whitening or spec.row_dimension:
         mean, components, variances = fit_pca(vectors[:PCA_ROWS], spec.metric, spec.power)
         explained = float(variances[: spec.reduced or None].sum() / max(variances.sum(), 1e-30))
-        transform = Transform(spec.metric, spec.power, spec.whitening, mean, components, variances)
+        transform = transform_of(spec, mean, components, variances)
     trained = None
     if spec.family != "flat":
-        trained = train_codebook(spec, _in_pieces(vectors, lambda x: transform.reduce(transform.apply(x), spec.coded)))
+        trained = train_codebook(spec, _in_pieces(vectors, lambda x: transform.to_code(transform.apply(x))))
     compared = _in_pieces(vectors[:PROSPECT_ROWS], transform.apply)
     asked = transform.apply(queries)
     radii, prospect = prospect_of(spec, transform, trained, compared, asked, settings.k, rows)
@@ -217,15 +217,13 @@ def service_of(
     def codes_of(z: np.ndarray) -> np.ndarray:
         return in_blocks(z, encoder_of(index).sa_encode, np.float32)
 
-    z = transform.reduce(asked, spec.coded)
+    z = transform.to_code(asked)
     found = errors(transform, index, asked, z, codes_of(z)).astype(np.float64)
     return Service(
         queries=len(asked),
         error=round(float(found.mean()), 8),
         deviation=round(float(found.std()), 8),
-        imbalance=imbalance_of(count_cells(index, codes_of(transform.reduce(compared, spec.coded))))
-        if spec.cells
-        else None,
+        imbalance=imbalance_of(count_cells(index, codes_of(transform.to_code(compared)))) if spec.cells else None,
     )
 
 
@@ -289,4 +287,4 @@ def load_quantizer(store: Store, name: str) -> Quantizer:
 
 def transform_of(spec: QuantizerSpec, *arrays: np.ndarray) -> Transform:
     """The transform of a shape; arrays: as ARRAYS names them, or none."""
-    return Transform(spec.metric, spec.power, spec.whitening, *arrays)
+    return Transform(spec.metric, spec.power, spec.whitening, *arrays, coded=spec.coded)

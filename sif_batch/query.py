@@ -72,7 +72,7 @@ class Index:
         self.transform = transform_of(self.spec, *arrays)
         self._reducer = None
         if self.spec.reduced and not self.spec.whitening:
-            matrix = self.transform.components[:, self.spec.coded]  # type: ignore[index]
+            matrix = self.transform.coder
             self._reducer = matrix.astype(np.float32), (self.transform.mean @ matrix).astype(np.float32)
         opened, start = [], 0
         for number in range(manifest["segments"]):
@@ -348,14 +348,14 @@ class Index:
     def reduced(self, y: np.ndarray) -> np.ndarray:
         """Compared vectors as codes are asked: (n, reduced) float32."""
         if self._reducer is None:
-            return np.ascontiguousarray(y[:, self.spec.coded], np.float32)
+            return np.ascontiguousarray(y[:, self.transform.coded], np.float32)
         matrix, offset = self._reducer
         return y.astype(np.float32) @ matrix - offset
 
     def kept_view(self, y: np.ndarray) -> np.ndarray:
         """Compared vectors as kept rows are asked: (n, kept_dimension) float32."""
         cut = self.spec.row_dimension
-        return self.transform.reduce(y, slice(cut), project_few) if cut else y.astype(np.float32)
+        return self.transform.reduce(y, cut, project_few) if cut else y.astype(np.float32)
 
     def _effort(self, k: int, point: OperatingPoint | None) -> tuple[bool, OperatingPoint]:
         """Whether to compare with every row, and the operating point that k needs at least."""

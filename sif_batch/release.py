@@ -74,9 +74,8 @@ def files_of(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def seal(folder: Path, manifest: dict[str, Any], files: dict[str, dict[str, Any]] | None = None) -> str:
-    """Write release.json: `manifest` and its files, as `files_of` gives them. Returns the release id."""
-    files = files or files_of(folder)
+def seal(folder: Path, manifest: dict[str, Any], files: dict[str, dict[str, Any]]) -> str:
+    """Write release.json: `manifest` and the release's files, as `files_of` gives them. Returns the release id."""
     data = canonical_json(manifest | {"files": files})
     (folder / MANIFEST).write_bytes(data)
     return hashlib.sha256(data).hexdigest()

@@ -1,10 +1,11 @@
 """The shape of a quantizer: which family, how many cells, how many bytes a row. Pure; nothing is trained here."""
 
 import math
+import operator
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from sif_batch.config import Frozen, IndexSettings, SifBatchError
 from sif_batch.rows import FACTOR, RowForm, row_type, row_width
@@ -40,14 +41,11 @@ class QuantizerSpec(Frozen):
     row_dimension: int = 0  # dimensions of the kept rows after PCA; 0: all, as they are compared
     reduced: int = 0  # dimensions after PCA that codes are made of
     cells: int = 0  # 0: the family has none
-    pieces: int = 0  # of a PQ, a number of the code each, which components are dealt to; 0: they stay in order
+    # Of a PQ, a number of the code each, which components are dealt to. Without any they stay in order, and shapes from
+    # before this was known keep their names and releases.
+    pieces: int = Field(0, exclude_if=operator.not_)
     bits: int = 0  # of each number of a code
     code_bytes: int = 0
-
-    @model_serializer(mode="wrap")
-    def _as_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `pieces` where there are none: shapes from before it was known keep their names and releases."""
-        return {name: value for name, value in write(self).items() if value or name != "pieces"}
 
     @property
     def unit_rows(self) -> bool:

@@ -6,7 +6,7 @@ Euclidean distance is the most similar, and `SIMILARITY` turns the squared dista
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from sif_batch.config import SifBatchError
 from sif_batch.kernels import BLOCK_ROWS, project
 
 Projection = Callable[[np.ndarray, np.ndarray], np.ndarray]
-Columns = slice | np.ndarray
 
 FLOOR = 0.01  # of the mean variance: directions that training saw nothing of are not blown up any further
 
@@ -63,7 +62,7 @@ SQUARED_DISTANCE: dict[str, Callable[[float], float]] = {
 @dataclass(frozen=True)
 class Transform:
     """mean: (d,), components: (d, m) float64, orthonormal columns by falling variance, variances: (m,); None where
-    nothing was trained."""
+    nothing was trained. coded: (c,) int64, the components that codes are made of, in their order; None: no codes."""
 
     metric: str
     power: bool = False
@@ -71,6 +70,7 @@ class Transform:
     mean: np.ndarray | None = None
     components: np.ndarray | None = None
     variances: np.ndarray | None = None
+    coded: np.ndarray | None = field(default=None, kw_only=True)
 
     @property
     def unit(self) -> bool:
@@ -89,15 +89,27 @@ class Transform:
         whitened = by(x - self.mean, self._whitener).astype(np.float64)
         return normalise(whitened) if self.unit else whitened
 
-    def reduce(self, y: np.ndarray, chosen: Columns, by: Projection = project) -> np.ndarray:
-        """Compared vectors on the chosen components: (n, chosen) float32, row by row independent; by: as `apply`."""
+    def reduce(self, y: np.ndarray, dimensions: int, by: Projection = project) -> np.ndarray:
+        """Compared vectors on the first components: (n, dimensions) float32, row by row independent; by: as `apply`."""
         if self.whitening:
-            return np.ascontiguousarray(y[:, chosen], np.float32)
+            return np.ascontiguousarray(y[:, :dimensions], np.float32)
         assert self.mean is not None and self.components is not None
-        return by(y - self.mean, self.components[:, chosen])
+        return by(y - self.mean, self.components[:, :dimensions])
+
+    def to_code(self, y: np.ndarray) -> np.ndarray:
+        """Compared vectors as codes are made of: (n, coded) float32, row by row independent."""
+        if self.whitening:
+            return np.ascontiguousarray(y[:, self.coded], np.float32)
+        return project(y - self.mean, self.coder)
+
+    @functools.cached_property
+    def coder(self) -> np.ndarray:
+        """The components that codes are made of, in their order: (d, coded) float64."""
+        assert self.components is not None and self.coded is not None
+        return self.components[:, self.coded]
 
     def restore(self, z: np.ndarray) -> np.ndarray:
-        """The compared vectors, (n, ...) float64, whose first components are z, (n, m), as far as these tell."""
+        """The compared vectors, (n, ...) float64, that `reduce` made (n, dimensions) of, as far as these tell."""
         z = z.astype(np.float64)
         assert self.mean is not None and self.components is not None
         if self.whitening:

@@ -282,7 +282,7 @@ def build_release(
     folder = scratch / "release"
     manifest, placed = assemble(store, live, record, folder, max_rows)
     measured, _ = measure(store, live, record, folder, manifest, placed)
-    sealed = release.seal(folder, manifest | measured)
+    sealed = release.seal(folder, manifest | measured, release.files_of(folder))
     assert not gate.judge(GateSettings(), manifest | measured)
     store.fs.makedirs(store.path("releases"), exist_ok=True)
     assert store.create_folder(f"releases/{sealed}", folder, release.MANIFEST)
