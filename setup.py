@@ -50,7 +50,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["sif_batch", "sif_batch.*", "pipelines", "pipelines.*", "jobs", "jobs.*"]),
     package_data={
-        "jobs": ["templates/*", "page/*.css", "page/*.js"],
+        "jobs.reports": ["templates/*"],
+        "jobs.page": ["*.css", "*.js"],
         "sif_batch": ["py.typed"],
         "sif_batch.encoders": ["*/model.onnx", "*/encoder.json", "*/LICENSE", "photos/*"],
     },
@@ -77,5 +78,5 @@ setup(
         "test": TEST,
         **STORES,
     },
-    entry_points={"console_scripts": ["sif-batch = jobs.cli:main", "sif-batch-worker = jobs.worker:main"]},
+    entry_points={"console_scripts": ["sif-batch = jobs.cli.main:main", "sif-batch-worker = pipelines.worker:main"]},
 )

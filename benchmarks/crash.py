@@ -30,10 +30,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jobs.verify import verify
+from jobs.upkeep.verify import verify
 from sif_batch.config import SifBatchError
-from sif_batch.query import Index
-from sif_batch.storage import TEMPORARY
+from sif_batch.query.index import Index
+from sif_batch.storage.store import TEMPORARY
 
 REPOSITORY = Path(__file__).parents[1]
 PHOTOS = REPOSITORY / "examples" / "photos"
@@ -182,7 +182,7 @@ class Run:
         for status in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 parent = int(status.read_text().rpartition(")")[2].split()[1])
-                if parent == self.process.pid and b"sif_batch.child" in status.with_name("cmdline").read_bytes():
+                if parent == self.process.pid and b"sif_batch.machine.child" in status.with_name("cmdline").read_bytes():
                     return int(status.parent.name)
         return None
 

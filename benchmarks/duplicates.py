@@ -20,13 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks import roots
+from benchmarks import synthetic_roots
 from benchmarks.embed import REPOSITORY, watch
-from sif_batch.assembly import Placement, assemble
-from sif_batch.codes import codes_path, encode_codes
-from sif_batch.quantizer import load_quantizer
-from sif_batch.release import files_of, seal
-from sif_batch.storage import Store, digest
+from sif_batch.index.codes import codes_path, encode_codes
+from sif_batch.index.quantizer import load_quantizer
+from sif_batch.release.assembly import Placement, assemble
+from sif_batch.release.manifest import files_of, seal
+from sif_batch.storage.store import Store, digest
 
 THRESHOLD = 0.95
 EXACT, NEAR = 100, 50  # one row of so many is a copy, is nearly one
@@ -43,7 +43,7 @@ def copied(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def vectors_of_part(number: int, size: int, dimension: int) -> np.ndarray:
     """(size, dimension) float16."""
-    x = roots.clustered(number, size, dimension).astype(np.float32)
+    x = synthetic_roots.clustered(number, size, dimension).astype(np.float32)
     exact, near = copied(size)
     x[exact] = x[: len(exact)]
     spread = np.linalg.norm(x[: len(near)], axis=1, keepdims=True) / np.sqrt(dimension)
@@ -83,9 +83,9 @@ def make_release(scratch: Path, rows: int, dimension: int) -> Path:
     release, parts = scratch / "release", max(1, rows // 1000)
     if (release / "release.json").exists():
         return release
-    store, encoder = roots.make_root(scratch / "root")
-    record = roots.make_quantizer(store, encoder, dimension, rows, True)
-    part, row, hashes = roots.spread(rows, parts)
+    store, encoder = synthetic_roots.make_root(scratch / "root")
+    record = synthetic_roots.make_quantizer(store, encoder, dimension, rows, True)
+    part, row, hashes = synthetic_roots.spread(rows, parts)
     sizes = np.bincount(part, minlength=parts).tolist()
     (scratch / "sizes.json").write_text(json.dumps(sizes))
     command = [sys.executable, "-m", "benchmarks.duplicates", "--codes", store.url, record.id, scratch / "sizes.json"]
@@ -107,7 +107,7 @@ def make_release(scratch: Path, rows: int, dimension: int) -> Path:
 def found_share(table: pa.Table, rows: int) -> dict[str, float]:
     """Of the copies that were put there, exact and near, the share that is in its original's group."""
     parts = max(1, rows // 1000)
-    sizes = np.bincount(roots.spread(rows, parts)[0], minlength=parts).tolist()
+    sizes = np.bincount(synthetic_roots.spread(rows, parts)[0], minlength=parts).tolist()
     group = dict(zip(table["key"].to_pylist(), table["group"].to_pylist(), strict=True))
     found: dict[str, list[bool]] = {"exact": [], "near": []}
     for part, size in enumerate(sizes):

@@ -137,7 +137,17 @@ def run_ours(images: Path, scratch: Path, encoder: str, precision: str, prepared
     root = scratch / "root"
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(prepared, root)
-    command = [sys.executable, "-m", "jobs.cli", "run", str(images), str(root), "--no-gate", "--no-report", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.cli",
+        "run",
+        str(images),
+        str(root),
+        "--no-gate",
+        "--no-report",
+        "--json",
+    ]
     ours = watch([*command, "--precision", precision])
     figures = ours["embedding"]
     return ours | {"images_per_s": figures["images_per_s"], "startup_s": figures["first_image_s"]}
@@ -192,7 +202,7 @@ import json, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
-from sif_batch.devices import usable_cores
+from sif_batch.machine.devices import usable_cores
 from sif_batch.embedding import load_encoder
 encoder = load_encoder(sys.argv[1], json.loads((Path(sys.argv[1]) / "root.json").read_text())["encoder"], "cpu")
 files = [path.read_bytes() for path in sorted(Path(sys.argv[2]).iterdir())[:256]]

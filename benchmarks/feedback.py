@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from sif_batch import feedback
-from sif_batch.evaluation import Trial, plan_trials
-from sif_batch.query import Index
-from sif_batch.relevance import Relevance, read_relevance
+from sif_batch.evaluation.metrics import Trial, plan_trials
+from sif_batch.evaluation.relevance import Relevance, read_relevance
+from sif_batch.query import feedback
+from sif_batch.query.index import Index
 
 ROUNDS, MARKS, PARTS = 3, 5, 4
 BACKGROUND = 500  # rows that stand for all others where a linear model is trained

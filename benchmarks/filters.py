@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks import roots
-from sif_batch.query import Index
+from benchmarks import synthetic_roots
+from sif_batch.query.index import Index
 
 DIMENSION, PART, QUERIES, K, BLOCK = 1280, 1000, 30, 10, 50_000
 SHARES = (0.01, 0.033, 0.04, 0.1, 0.5, 0.8)  # of all folders
@@ -28,9 +28,9 @@ TOGETHER, SEEDS = 0.1, 60  # of all rows
 
 
 def make(folder: Path, rows: int) -> None:
-    store, encoder = roots.make_root(folder)
-    roots.in_processes("parts", rows // PART, folder, encoder, DIMENSION, PART)
-    roots.write_listing(store, [PART] * (rows // PART), {})
+    store, encoder = synthetic_roots.make_root(folder)
+    synthetic_roots.in_processes("parts", rows // PART, folder, encoder, DIMENSION, PART)
+    synthetic_roots.write_listing(store, [PART] * (rows // PART), {})
     command = [sys.executable, "-m", "jobs.cli", "index", str(folder), "--no-report"]
     subprocess.run(command, check=True, stdout=sys.stderr)
 

@@ -21,10 +21,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.heic import heic
-from sif_batch.child import Child, ChildDied
 from sif_batch.failures import ImageError
-from sif_batch.images import decode
-from sif_batch.memory import peak_bytes
+from sif_batch.images.decode import decode
+from sif_batch.machine.child import Child, ChildDied
+from sif_batch.machine.memory import peak_bytes
 
 BATCH = 200
 STALL_S = 120

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import roots
+from benchmarks import synthetic_roots
 
 REPOSITORY = Path(__file__).parents[1]
 AUTOFAISS = ["autofaiss==2.18.0", "faiss-cpu==1.8.0.post1", "numpy<2", "pyarrow<21", "setuptools<80"]
@@ -80,11 +80,11 @@ def anonymous_mb() -> float:
 
 def peer(scratch: Path, rows: int, with_peer: bool = True) -> dict[str, Any]:
     queries_file, truth = make_vectors(scratch, rows)
-    store, encoder = roots.make_root(scratch / "root")
+    store, encoder = synthetic_roots.make_root(scratch / "root")
     size = 1000
     parts = -(-rows // size)
-    roots.in_processes("parts", parts, store.url, encoder, 512, scratch / "vectors.npy", size)
-    roots.write_listing(store, [min(size, rows - size * i) for i in range(parts)], {})
+    synthetic_roots.in_processes("parts", parts, store.url, encoder, 512, scratch / "vectors.npy", size)
+    synthetic_roots.write_listing(store, [min(size, rows - size * i) for i in range(parts)], {})
     ours = sif_batch("index", store.url, "--family", "ivf-pq", "--recall", "0.97")
     asked = apart("ask", store.url, queries_file, scratch / "truth.npy")
     chosen = asked["points"][0]
@@ -120,7 +120,7 @@ def peer(scratch: Path, rows: int, with_peer: bool = True) -> dict[str, Any]:
 def make_vectors(scratch: Path, rows: int) -> tuple[Path, np.ndarray]:
     """Unit vectors for both, (rows, 512) in vectors.npy and embeddings/, 1,000 queries, and the least similarity that a
     right answer among their ten nearest has, (1000,)."""
-    from sif_batch.kernels import import_faiss
+    from sif_batch.machine.arithmetic import import_faiss
 
     faiss = import_faiss()
     made = faiss.contrib_datasets if hasattr(faiss, "contrib_datasets") else _datasets()
@@ -187,8 +187,8 @@ def ask(root: str, queries: str, truth: str) -> dict[str, Any]:
     What they find is judged by the similarities of the vectors themselves. A point's milliseconds are the median of
     its quickest round; `slowest_ms` that of its slowest.
     """
-    from sif_batch.query import Index
-    from sif_batch.segments import OperatingPoint
+    from sif_batch.query.index import Index
+    from sif_batch.query.segments import OperatingPoint
 
     index = Index.open(root)
     q, least = np.load(queries), np.load(truth)[:, -1]
@@ -232,13 +232,13 @@ def _place(key: str) -> int:
 
 def assemble_case(scratch: Path, rows: int, parts: int, kinds: Sequence[str]) -> dict[str, Any]:
     """kinds: "rows": codes and kept rows, "codes": no rows. What they hold is made up: assembling does not look."""
-    store, encoder = roots.make_root(scratch / "root")
+    store, encoder = synthetic_roots.make_root(scratch / "root")
     report: dict[str, Any] = {"of": rows, "parts": parts}
-    sizes = np.bincount(roots.spread(rows, parts)[0], minlength=parts).tolist()
+    sizes = np.bincount(synthetic_roots.spread(rows, parts)[0], minlength=parts).tolist()
     (scratch / "sizes.json").write_text(json.dumps(sizes))
     for kind in kinds:
-        record = roots.make_quantizer(store, encoder, 128, min(rows, 10**7), kind == "rows")
-        roots.in_processes("codes", parts, store.url, record.id, scratch / "sizes.json")
+        record = synthetic_roots.make_quantizer(store, encoder, 128, min(rows, 10**7), kind == "rows")
+        synthetic_roots.in_processes("codes", parts, store.url, record.id, scratch / "sizes.json")
         found = apart("assemble", store.url, record.id, rows, parts, scratch / "release")
         opened = apart("open", scratch / "release")
         report[kind] = found | opened
@@ -248,16 +248,16 @@ def assemble_case(scratch: Path, rows: int, parts: int, kinds: Sequence[str]) ->
 
 
 def assemble(root: str, quantizer_id: str, rows: str, parts: str, into: str) -> dict[str, Any]:
-    from sif_batch.assembly import Placement
-    from sif_batch.assembly import assemble as write_release
-    from sif_batch.memory import peak_bytes, resident_bytes
-    from sif_batch.quantizer import load_quantizer
-    from sif_batch.release import files_of, seal
-    from sif_batch.storage import Store
+    from sif_batch.index.quantizer import load_quantizer
+    from sif_batch.machine.memory import peak_bytes, resident_bytes
+    from sif_batch.release.assembly import Placement
+    from sif_batch.release.assembly import assemble as write_release
+    from sif_batch.release.manifest import files_of, seal
+    from sif_batch.storage.store import Store
 
     store, n = Store(root), int(rows)
     quantizer = load_quantizer(store, quantizer_id)
-    part, row, hashes = roots.spread(n, int(parts))
+    part, row, hashes = synthetic_roots.spread(n, int(parts))
     made_mb = resident_bytes() / 2**20
     started, before = time.perf_counter(), time.process_time()
     placement = Placement(part, row, hashes, [f"{number:05d}" for number in range(int(parts))])
@@ -301,14 +301,14 @@ def write_images(path: Path, hashes: np.ndarray) -> None:
 
 
 def open_release(folder: str) -> dict[str, Any]:
-    from sif_batch.memory import resident_bytes
-    from sif_batch.query import Index
+    from sif_batch.machine.memory import resident_bytes
+    from sif_batch.query.index import Index
 
     before, used = resident_bytes() / 2**20, time.process_time()
     started = time.perf_counter()
     index = Index.open(folder)
     open_s, open_cpu_s = time.perf_counter() - started, time.process_time() - used
-    queries = roots.clustered(7, 20, index.dimension).astype(np.float32)
+    queries = synthetic_roots.clustered(7, 20, index.dimension).astype(np.float32)
     asked = time.perf_counter()
     for query in queries:
         index.ranked(query[None], K)
@@ -326,12 +326,12 @@ def open_release(folder: str) -> dict[str, Any]:
 
 
 def night(scratch: Path, parts: int, size: int = 1000) -> dict[str, Any]:
-    store, encoder = roots.make_root(scratch / "root")
-    roots.in_processes("parts", parts, store.url, encoder, 256, size)
-    roots.write_listing(store, [size] * parts, {})
+    store, encoder = synthetic_roots.make_root(scratch / "root")
+    synthetic_roots.in_processes("parts", parts, store.url, encoder, 256, size)
+    synthetic_roots.write_listing(store, [size] * parts, {})
     first = sif_batch("index", store.url, "--family", "ivf-pq")
-    roots.write_part(store, encoder, 7, roots.clustered(10**5, size, 256), "2")
-    roots.write_listing(store, [size] * parts, {7: "2"})
+    synthetic_roots.write_part(store, encoder, 7, synthetic_roots.clustered(10**5, size, 256), "2")
+    synthetic_roots.write_listing(store, [size] * parts, {7: "2"})
     second = sif_batch("index", store.url)
     return {
         "rows": parts * size,
@@ -357,11 +357,11 @@ def photos_case(scratch: Path, photos: Path) -> dict[str, Any]:
 def families_case(scratch: Path, photos: Path, at_most: int) -> dict[str, Any]:
     """The families beside each other on the vectors of crops, at --recall .97."""
     count = make_crops(scratch, photos, at_most)
-    store, encoder = roots.make_root(scratch / "root")
+    store, encoder = synthetic_roots.make_root(scratch / "root")
     size = 1000
     parts = -(-count // size)
-    roots.in_processes("parts", parts, store.url, encoder, 1280, scratch / "vectors.npy", size)
-    roots.write_listing(store, [min(size, count - size * i) for i in range(parts)], {})
+    synthetic_roots.in_processes("parts", parts, store.url, encoder, 1280, scratch / "vectors.npy", size)
+    synthetic_roots.write_listing(store, [min(size, count - size * i) for i in range(parts)], {})
     report: dict[str, Any] = {"rows": count, "families": {}}
     for name, options in FAMILIES.items():
         found = sif_batch("index", store.url, "--family", name.split(",")[0], "--recall", "0.97", "--no-gate", *options)
@@ -384,8 +384,8 @@ def make_crops(scratch: Path, photos: Path, at_most: int) -> int:
     """vectors.npy: the default encoder's vectors of random crops, mirrored by half."""
     from PIL import Image
 
-    from sif_batch.encoders import Encoder, built_in_spec
-    from sif_batch.encoders.spec import BUILT_IN
+    from sif_batch.encoders.runtime import Encoder
+    from sif_batch.encoders.spec import BUILT_IN, built_in_spec
 
     encoder = Encoder(built_in_spec("efficientnet_lite0"), BUILT_IN["efficientnet_lite0"] / "model.onnx")
     random = np.random.default_rng(0)

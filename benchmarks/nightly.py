@@ -25,7 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import roots
+from benchmarks import synthetic_roots
 
 REPOSITORY = Path(__file__).parents[1]
 PHOTOS = REPOSITORY / "examples" / "photos"
@@ -108,15 +108,15 @@ def measure_images(photos: Path, count: int, size: int, folder: Path) -> Nights:
 def measure_rows(rows: int, images_per_s: float | None, folder: Path) -> Nights:
     """Nights over stored embeddings. images_per_s: how fast they would have been embedded, where that is known."""
     inventory = folder / "inventory.parquet"
-    store, encoder = roots.make_root(folder / "root", inventory=str(inventory))
+    store, encoder = synthetic_roots.make_root(folder / "root", inventory=str(inventory))
     parts = rows // PART_ROWS
-    roots.in_processes("parts", parts, store.url, encoder, DIMENSION, PART_ROWS)
+    synthetic_roots.in_processes("parts", parts, store.url, encoder, DIMENSION, PART_ROWS)
     nights = {}
     for name, changed in (("full", 0), ("one_percent", -(-parts // 100)), ("unchanged", -(-parts // 100))):
         if name == "one_percent":
             for number in range(changed):  # as if they had just been embedded
-                vectors = roots.clustered(parts + number, PART_ROWS, DIMENSION)
-                roots.write_part(store, encoder, number, vectors, "2")
+                vectors = synthetic_roots.clustered(parts + number, PART_ROWS, DIMENSION)
+                synthetic_roots.write_part(store, encoder, number, vectors, "2")
         write_inventory(inventory, parts, changed)
         nights[name] = run_night(Path(store.url))
     expect([result["in_index"] for _, result in nights.values()], [parts * PART_ROWS] * 3, nights)
@@ -126,7 +126,7 @@ def measure_rows(rows: int, images_per_s: float | None, folder: Path) -> Nights:
 
 def write_inventory(file: Path, parts: int, changed: int) -> None:
     """A list of the images of all parts, of which the first have another version."""
-    paths = [path for number in range(parts) for path in roots.part_paths(number, PART_ROWS)]
+    paths = [path for number in range(parts) for path in synthetic_roots.part_paths(number, PART_ROWS)]
     versions = ["2"] * (changed * PART_ROWS) + ["1"] * ((parts - changed) * PART_ROWS)
     pq.write_table(pa.table({"key": paths, "size": pa.repeat(1, len(paths)), "e_tag": versions}), file)
 

@@ -27,14 +27,14 @@ import numpy as np
 import pyarrow as pa
 
 from sif_batch.config import IndexSettings, RootRecord, Source
-from sif_batch.embedding import load_encoder
-from sif_batch.encoders import built_in_spec, install_encoder
-from sif_batch.memory import peak_bytes
-from sif_batch.parts import encode_part, part_path
-from sif_batch.query import Index
-from sif_batch.sources import LISTING_SCHEMA, Listing
+from sif_batch.embedding.shard import load_encoder
+from sif_batch.encoders.spec import built_in_spec, install_encoder
+from sif_batch.ledger.parts import encode_part, part_path
+from sif_batch.machine.memory import peak_bytes
+from sif_batch.query.index import Index
+from sif_batch.sources.listing import LISTING_SCHEMA, Listing
 from sif_batch.sources.names import hash_of, key_of
-from sif_batch.storage import Store
+from sif_batch.storage.store import Store
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
 PART = 1000  # rows

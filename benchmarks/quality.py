@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.embed import HERE, REPOSITORY, environment, watch
-from jobs.evaluate import evaluate
-from sif_batch.evaluation import MAX_QUERIES, averages, judge_space, plan_trials
-from sif_batch.rankings import cosine
-from sif_batch.relevance import by_labels
+from jobs.reports.evaluate import evaluate
+from sif_batch.evaluation.metrics import MAX_QUERIES, averages, judge_space, plan_trials
+from sif_batch.evaluation.rankings import cosine
+from sif_batch.evaluation.relevance import by_labels
 
 CONTENDERS: dict[str, tuple[str, ...] | str] = {  # ours: options of `sif-batch run`; a peer: its script
     "sif-batch, flat": ("--family", "flat"),

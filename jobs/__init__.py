@@ -1,1 +1,0 @@
-"""Jobs: parse, make a frozen config, call, show."""

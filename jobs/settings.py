@@ -17,15 +17,15 @@ from sif_batch.config import (
     SifBatchError,
     Source,
 )
-from sif_batch.devices import Device, usable_cores
-from sif_batch.encoders.choose import Chosen, Say, choose_encoder
-from sif_batch.encoders.request import EncoderRequest
-from sif_batch.shards import Limits
-from sif_batch.sources import parse_sources
+from sif_batch.embedding.supervision import IMAGE_TIMEOUT_S
+from sif_batch.ledger.plan import Limits
+from sif_batch.ledger.reconcile import MAX_ATTEMPTS
+from sif_batch.machine.devices import Device, usable_cores
+from sif_batch.model_export.choose import Chosen, Say, choose_encoder
+from sif_batch.model_export.request import EncoderRequest
 from sif_batch.sources.files import base_of
-from sif_batch.standing import MAX_ATTEMPTS
-from sif_batch.storage import Store, is_local, open_filesystem
-from sif_batch.watching import IMAGE_TIMEOUT_S
+from sif_batch.sources.listing import parse_sources
+from sif_batch.storage.store import Store, is_local, open_filesystem
 
 Retrain = Literal["auto", "never", "now"]
 

@@ -9,14 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import apache_beam as beam
 
 from pipelines.runner import Progress, settle, telling_why
-from sif_batch.child import Child, shared_children
-from sif_batch.devices import Lane, OwnLanes
-from sif_batch.embedding import ShardStats
-from sif_batch.watching import embed_in_child
+from sif_batch.embedding.shard import ShardStats
+from sif_batch.embedding.supervision import embed_in_child
+from sif_batch.machine.child import Child, shared_children
+from sif_batch.machine.devices import Lane, OwnLanes
 
 
 class EmbedShard(beam.DoFn):  # type: ignore[misc]
-    """`sif_batch.watching.embed_in_child` on each shard, in as many processes at once as there are lanes."""
+    """`embed_in_child` on each shard, in as many processes at once as there are lanes."""
 
     def __init__(self, root: str, lanes: Sequence[Lane] | OwnLanes, image_timeout_s: float):
         self.root, self.planned, self.image_timeout_s = root, lanes, image_timeout_s

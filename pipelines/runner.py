@@ -11,7 +11,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from pipelines.engines import serve_jobs, stop_serving
+from pipelines.logs import silence
 from sif_batch.config import SifBatchError, canonical_json
+
+silence()  # before anything imports Beam, in the driver and in workers
 
 CANCEL_S = 10.0
 TOLD = re.compile(r"told by sif-batch: ([A-Za-z0-9_=-]+)")

@@ -1,11 +1,23 @@
 """sif-batch: images in, a published similarity index out.
 
-The modules read as the data flows, and each imports only from those before it: config, buckets, objects, storage,
-matching, columnar, lease, kernels, devices, memory, child, failures, formats, sources, erased, guards, profiles,
-pixels, bands, images, encoders, shards, parts, catalog, known, embedding, watching, standing, gc, compaction, recall,
-transform, rows, shapes, codebooks, sample, prospect, quantizer, codes, columns, metadata, assembly, drift, release,
-rebuild, copies, history, filters, roster, segments, selection, feedback, question, query, duplicates, bulk, usage,
-compare, pictures, rankings, judgements, relevance, evaluation, precision, truth, tuning, gate.
+The rooms read as the data flows, and each imports only from those before it. In sif_batch: ground, machine, storage,
+images, sources, encoders, model_export, ledger, embedding, index, release, query, evaluation, gate. Then pipelines.
+In jobs: ground, terminal, reports, nightly, upkeep, asking, page, cli. The ground is the files beside the rooms.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sif_batch.query import Index
+
+__all__ = ["Index"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`Index`, loaded when it is asked for."""
+    if name != "Index":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sif_batch.query import Index
+
+    return Index

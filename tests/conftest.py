@@ -1,52 +1,16 @@
 """What tests share: where data lies, small real photos, and a way to call the command line."""
 
 import functools
-import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import Finished, run_command
+from paths import DATA, PHOTOS, REPOSITORY
 
-from jobs.progress import Reporter
-from sif_batch.child import close_shared_children
-
-REPOSITORY = Path(__file__).parents[1]
-PHOTOS = REPOSITORY / "examples" / "photos"
-DATA = Path(os.environ.get("SIF_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A command that ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out)
-        return found
-
-
-def run_command(folder: Path, *arguments: object, timeout_s: float = 300) -> Finished:
-    """Run `sif-batch` in `folder` as a user does: another process, exit code, stdout, stderr."""
-    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
-    env = {"SIF_BATCH_REPORT": "0"} | os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=env, cwd=folder)
-    return Finished(done.returncode, done.stdout, done.stderr)
-
-
-class Quiet(Reporter):
-    """Says nothing."""
-
-    def say(self, text: str) -> None: ...
+from sif_batch.machine.child import close_shared_children
 
 
 @pytest.fixture(scope="module")

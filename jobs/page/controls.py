@@ -5,15 +5,15 @@ from typing import Any
 
 import streamlit as st
 
-from jobs.page.asking import MOST, UPLOADS, K, check_upload, random_key, where_between, where_values
+from jobs.page.answers import MOST, UPLOADS, K, check_upload, random_key, where_between, where_values
 from jobs.page.gallery import Gallery
+from jobs.page.html_text import readable_error
 from jobs.page.serving import gallery
 from jobs.page.thumbnails import SIDES, webp_bytes
-from jobs.page.words import readable_error
 from sif_batch.config import SifBatchError
 from sif_batch.failures import ImageError
-from sif_batch.filters import names_of, parse_filter
-from sif_batch.query import Index
+from sif_batch.query.filters import names_of, parse_filter
+from sif_batch.query.index import Index
 
 
 def show_controls(shared: Gallery, index: Index) -> None:

@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from jobs.page.thumbnails import Picture, Thumbnails, thumbnails_home
-from jobs.runs import read_runs
+from jobs.run_record import read_runs
 from sif_batch.config import Frozen, SifBatchError
-from sif_batch.history import read_history
-from sif_batch.query import Index, find_release
-from sif_batch.release import MANIFEST
-from sif_batch.storage import Store
-from sif_batch.usage import UsageLog
+from sif_batch.query.index import Index, find_release
+from sif_batch.query.usage_log import UsageLog
+from sif_batch.release.history import read_history
+from sif_batch.release.manifest import MANIFEST
+from sif_batch.storage.store import Store
 
 LOOK_EVERY_S = 2.0  # whether another release was published
 PAGES = ("map.html", "report.html")  # of a run

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sif_batch.config import SifBatchError
 from sif_batch.encoders.spec import EncoderSpec
-from sif_batch.images import LARGE_PIXELS, MAX_PIXELS, decode
+from sif_batch.images.decode import LARGE_PIXELS, MAX_PIXELS, decode
 
 RESAMPLE = {
     "bilinear": Image.Resampling.BILINEAR,

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from sif_batch.config import Frozen, SifBatchError
-from sif_batch.storage import Store, digest
+from sif_batch.storage.store import Store, digest
 
 HERE = Path(__file__).parent
 DEFAULT = "efficientnet_lite0"
@@ -59,7 +59,7 @@ class EncoderSpec(Frozen):
 
 def built_in_spec(name: str) -> EncoderSpec:
     """The specification of an encoder that the package carries. Raises SifBatchError with the nearest names."""
-    from sif_batch.encoders.names import nearest
+    from sif_batch.encoders.networks import nearest
 
     if name not in BUILT_IN:
         raise SifBatchError(

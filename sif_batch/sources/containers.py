@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from sif_batch.config import Source, canonical_json
 from sif_batch.failures import ImageError
-from sif_batch.storage import digest
+from sif_batch.storage.store import digest
 
 SUFFIXES = {".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".parquet": "parquet"}
 

@@ -18,8 +18,8 @@ from sif_batch.sources.containers import container_versions
 from sif_batch.sources.files import base_of, find_files
 from sif_batch.sources.inventory import read_inventory
 from sif_batch.sources.names import key_of
-from sif_batch.sources.tables import check_table
-from sif_batch.storage import Store, check_text, is_local, open_filesystem, sha256_of
+from sif_batch.sources.parquet import check_table
+from sif_batch.storage.store import Store, check_text, is_local, open_filesystem, sha256_of
 
 LISTING_SCHEMA = pa.schema(
     [

@@ -1,0 +1,6 @@
+"""Ask a published index: `Index.open(ROOT or release)`, then `search`."""
+
+from sif_batch.query.index import Hit, Index
+from sif_batch.query.segments import OperatingPoint
+
+__all__ = ["Hit", "Index", "OperatingPoint"]
