@@ -78,5 +78,7 @@ setup(
         "test": TEST,
         **STORES,
     },
-    entry_points={"console_scripts": ["sif-batch = jobs.cli.main:main", "sif-batch-worker = pipelines.worker:main"]},
+    entry_points={
+        "console_scripts": ["sif-batch = jobs.cli.main:main", "sif-batch-worker = jobs.cli.main:worker_main"]
+    },
 )

@@ -182,7 +182,10 @@ class Run:
         for status in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 parent = int(status.read_text().rpartition(")")[2].split()[1])
-                if parent == self.process.pid and b"sif_batch.machine.child" in status.with_name("cmdline").read_bytes():
+                if (
+                    parent == self.process.pid
+                    and b"sif_batch.machine.child" in status.with_name("cmdline").read_bytes()
+                ):
                     return int(status.parent.name)
         return None
 

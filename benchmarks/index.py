@@ -384,8 +384,9 @@ def make_crops(scratch: Path, photos: Path, at_most: int) -> int:
     """vectors.npy: the default encoder's vectors of random crops, mirrored by half."""
     from PIL import Image
 
+    from sif_batch.encoders.installed import built_in_spec
+    from sif_batch.encoders.networks import BUILT_IN
     from sif_batch.encoders.runtime import Encoder
-    from sif_batch.encoders.spec import BUILT_IN, built_in_spec
 
     encoder = Encoder(built_in_spec("efficientnet_lite0"), BUILT_IN["efficientnet_lite0"] / "model.onnx")
     random = np.random.default_rng(0)

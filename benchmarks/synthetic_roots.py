@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sif_batch.config import IndexSettings, RootRecord, Source
-from sif_batch.encoders.spec import built_in_spec, install_encoder
+from sif_batch.encoders.installed import built_in_spec, install_encoder
 from sif_batch.index.codes import codes_path, encode_table
 from sif_batch.index.quantizer import Quantizer, QuantizerRecord, load_quantizer, train
 from sif_batch.index.quantizer_spec import QuantizerSpec, choose_spec

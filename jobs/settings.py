@@ -1,22 +1,12 @@
 """What a run was asked to do: parsed and validated once, frozen, and stored in run.json."""
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
-from sif_batch.config import (
-    LAYOUT,
-    Frozen,
-    GateSettings,
-    IndexSettings,
-    Int8Settings,
-    RootRecord,
-    SifBatchError,
-    Source,
-)
+from sif_batch.config import Frozen, GateSettings, IndexSettings, Int8Settings, RootRecord, SifBatchError, Source
 from sif_batch.embedding.supervision import IMAGE_TIMEOUT_S
 from sif_batch.ledger.plan import Limits
 from sif_batch.ledger.reconcile import MAX_ATTEMPTS
@@ -56,38 +46,6 @@ class RunSettings(Frozen):
     metadata: str | None = None
     beam: tuple[str, ...] = ()
     report: bool = True
-
-
-def read_record(store: Store) -> RootRecord | None:
-    """root.json, None where ROOT is new. Another layout and a damaged record raise SifBatchError."""
-    try:
-        data = json.loads(store.read("root.json"))
-        layout = int(data["layout"])
-        if layout == LAYOUT:
-            return RootRecord.model_validate(data)
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError as error:
-        raise SifBatchError(f"{store.url}: {error.strerror}", remedy="give a ROOT that is a folder") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SifBatchError(
-            f"{store.path('root.json')} is damaged ({error})", remedy="restore it from a backup"
-        ) from error
-    remedy = "upgrade sif-batch" if layout > LAYOUT else "no version wrote that: restore root.json from a backup"
-    raise SifBatchError(
-        f"{store.url} has layout {layout}, this version knows {LAYOUT}", remedy=f"{remedy}; nothing was changed"
-    )
-
-
-def open_root(url: str) -> tuple[Store, RootRecord]:
-    """A ROOT that stands. Raises SifBatchError where there is none."""
-    store = Store(url)
-    record = read_record(store)
-    if record is None:
-        raise SifBatchError(
-            f"{store.url} is not a ROOT: it holds no root.json", remedy=f"sif-batch run SOURCE {url} makes one"
-        )
-    return store, record
 
 
 def decide_record(

@@ -49,11 +49,3 @@ def worker_environment(worker_id: str, endpoint: str) -> dict[str, str]:
     if info.HasField("status_endpoint"):
         told["STATUS_API_SERVICE_DESCRIPTOR"] = text_format.MessageToString(info.status_endpoint)
     return told
-
-
-def main() -> None:
-    """`sif-batch-worker`: `sif-batch worker`, for engines that take a command without arguments of its own."""
-    from jobs.cli.main import main as sif_batch
-
-    sys.argv[1:1] = ["worker"]
-    sif_batch()

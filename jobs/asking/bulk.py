@@ -19,7 +19,7 @@ from jobs.result_files import whole_path, working_folder, write_result
 from jobs.settings import RunSettings
 from pipelines.engines import check_options
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError, canonical_json
-from sif_batch.encoders.spec import install_encoder
+from sif_batch.encoders.installed import install_encoder
 from sif_batch.ledger.catalog import load_catalog
 from sif_batch.ledger.parts import part_path
 from sif_batch.ledger.reconcile import standing_rows

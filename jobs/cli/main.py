@@ -531,11 +531,12 @@ def usage(log: str, as_json: bool) -> None:
 @json_option
 def status(root: str, failures: bool, kind: tuple[str, ...], as_json: bool) -> None:
     """What ROOT holds and what its last run did."""
-    from jobs.upkeep.status import failures as failed_images
     from jobs.upkeep.status import status as status_of
+    from sif_batch.ledger.live import failed_rows
+    from sif_batch.storage.root import open_root
 
     if failures or kind:
-        found = failed_images(root, kind)
+        found = failed_rows(*open_root(root), kind)
         print_json({"failures": found}) if as_json else table.show_failures(stdout(), found)
     else:
         report = status_of(root)
@@ -977,3 +978,9 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
     sys.exit(guarded(lambda: cli(standalone_mode=False), "--json" in sys.argv[1:]))
+
+
+def worker_main() -> None:
+    """`sif-batch-worker`: `sif-batch worker`, for engines that take a command without arguments of its own."""
+    sys.argv[1:1] = ["worker"]
+    main()

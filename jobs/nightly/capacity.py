@@ -11,7 +11,8 @@ from jobs.nightly.forecast import MB, Past, Task, foresee, lane_bytes, lanes_wit
 from jobs.run_record import read_runs
 from jobs.settings import RunSettings
 from sif_batch.config import RootRecord, SifBatchError
-from sif_batch.encoders.spec import EncoderSpec, read_spec
+from sif_batch.encoders.installed import read_spec
+from sif_batch.encoders.spec import EncoderSpec
 from sif_batch.gate.drift import why_outgrown, why_unfit
 from sif_batch.index.quantizer import QuantizerRecord, read_record
 from sif_batch.index.quantizer_spec import choose_family, choose_spec

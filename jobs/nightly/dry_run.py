@@ -10,10 +10,10 @@ from jobs.nightly.forecast import foresee
 from jobs.nightly.run import list_collection, settle_encoder
 from jobs.nightly.timed_sample import count_images, time_sample
 from jobs.progress import Reporter
-from jobs.settings import RunSettings, decide_record, read_record
+from jobs.settings import RunSettings, decide_record
 from pipelines.engines import check_options, in_this_process
 from sif_batch.config import SifBatchError
-from sif_batch.encoders.spec import model_bytes
+from sif_batch.encoders.installed import model_bytes
 from sif_batch.ledger.catalog import load_catalog
 from sif_batch.ledger.plan import slice_spans
 from sif_batch.ledger.reconcile import spans_to_do, standing_rows
@@ -22,6 +22,7 @@ from sif_batch.machine.devices import choose_devices, plan_lanes
 from sif_batch.machine.memory import available_bytes
 from sif_batch.release.metadata import read_metadata
 from sif_batch.sources.files import expand_exclusions
+from sif_batch.storage.root import read_record
 from sif_batch.storage.store import Store
 
 

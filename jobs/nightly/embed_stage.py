@@ -15,12 +15,13 @@ from jobs.progress import Reporter, process_age_s, watching_folder
 from jobs.settings import RunSettings
 from pipelines.engines import in_this_process
 from sif_batch.config import RootRecord, SifBatchError
-from sif_batch.encoders.spec import read_spec
+from sif_batch.encoders.installed import read_spec
 from sif_batch.ledger.catalog import Catalog, load_catalog
 from sif_batch.ledger.content_index import are_known, write_known
 from sif_batch.ledger.entry_digests import ENTRY
+from sif_batch.ledger.live import failures_by_kind
 from sif_batch.ledger.plan import OPEN, finish_plan, make_plan, open_plans, plan_encoder, plan_shards, save_plan
-from sif_batch.ledger.reconcile import Standing, failures_by_kind, spans_to_do, stale_rows, standing_rows
+from sif_batch.ledger.reconcile import Standing, spans_to_do, stale_rows, standing_rows
 from sif_batch.machine.child import ChildDied, shared_child, shared_children
 from sif_batch.machine.devices import Lane, OwnLanes, choose_devices, plan_lanes
 from sif_batch.sources.listing import Listing, listing_names

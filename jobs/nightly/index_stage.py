@@ -13,7 +13,7 @@ from jobs.progress import Reporter
 from jobs.settings import RunSettings
 from sif_batch.config import RootRecord
 from sif_batch.gate.checks import judge
-from sif_batch.ledger.reconcile import live_rows
+from sif_batch.ledger.live import live_rows
 from sif_batch.release.history import publish, read_top
 from sif_batch.release.metadata import join_metadata
 from sif_batch.release.rebuild import read_images

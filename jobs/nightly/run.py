@@ -14,11 +14,11 @@ from jobs.nightly.speed import bottleneck, embedding_figures
 from jobs.progress import Reporter, timed
 from jobs.reports.night import try_report
 from jobs.run_record import EventLog, new_run_id, utc, write_run
-from jobs.settings import RunSettings, decide_record, read_record
+from jobs.settings import RunSettings, decide_record
 from jobs.terminal.summary import summarise
 from pipelines.engines import check_options, in_this_process
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError
-from sif_batch.encoders.spec import check_encoder, install_encoder
+from sif_batch.encoders.installed import check_encoder, install_encoder
 from sif_batch.ledger.tombstones import read_erased
 from sif_batch.machine.child import running_children
 from sif_batch.machine.devices import choose_devices
@@ -30,6 +30,7 @@ from sif_batch.release.metadata import read_metadata
 from sif_batch.sources.files import expand_exclusions
 from sif_batch.sources.listing import Listing, list_sources, listing_names
 from sif_batch.storage.lease import Lease, holding
+from sif_batch.storage.root import read_record
 from sif_batch.storage.store import Store
 
 HALVES = ("embed", "index")

@@ -12,7 +12,7 @@ from jobs.nightly.forecast import Sample
 from jobs.settings import RunSettings
 from sif_batch.config import RootRecord, Source
 from sif_batch.embedding.supervision import embed_in_child
-from sif_batch.encoders.spec import install_encoder, model_bytes
+from sif_batch.encoders.installed import install_encoder, model_bytes
 from sif_batch.failures import ImageError
 from sif_batch.ledger.plan import Limits, make_plan, save_plan
 from sif_batch.machine.child import Child

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.settings import read_record
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.evaluation.metrics import (
     CUTS,
@@ -31,10 +30,11 @@ from sif_batch.index.codebooks import encoder_of
 from sif_batch.index.quantizer import load_quantizer
 from sif_batch.index.training_sample import read_rows
 from sif_batch.ledger.catalog import Catalog, load_catalog
-from sif_batch.ledger.reconcile import live_rows
+from sif_batch.ledger.live import live_rows
 from sif_batch.query.index import Index
 from sif_batch.release.assembly import Placement, assemble, write_images
 from sif_batch.sources.originals import read_uri
+from sif_batch.storage.root import read_record
 from sif_batch.storage.store import Store
 
 K = 10

@@ -16,11 +16,12 @@ from jobs.reports.map_places import Map, make_map
 from jobs.reports.neighbours import compare_neighbours, is_there, keeps_rows, open_release, strips
 from jobs.run_record import read_runs
 from jobs.terminal.table import describe_drift
-from jobs.upkeep.status import failures
 from sif_batch.config import SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
+from sif_batch.ledger.live import failed_rows
 from sif_batch.query.index import Index
 from sif_batch.release.manifest import read_manifest
+from sif_batch.storage.root import open_root
 from sif_batch.storage.store import Store
 
 MAPPED = 500  # images of the map
@@ -164,7 +165,8 @@ def ledger(result: dict[str, Any]) -> list[tuple[str, int]]:
 def failed_kinds(store: Store, result: dict[str, Any]) -> list[dict[str, Any]]:
     """Each kind of failure: how many, what it means, what to do, and some images; these not where nothing changed."""
     kinds: dict[str, int] = result.get("failed_by_kind") or {}
-    rows = failures(store.url, list(kinds)) if kinds and result["outcome"] != "unchanged" else []
+    ask = kinds and result["outcome"] != "unchanged"
+    rows = failed_rows(*open_root(store.url), list(kinds)) if ask else []
     found = []
     for kind, number in kinds.items():
         meaning, remedy = (PERMANENT | TRANSIENT).get(kind, ("", ""))

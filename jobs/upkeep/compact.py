@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from jobs.progress import Reporter
-from jobs.settings import open_root
 from jobs.upkeep.gc import find_used
 from sif_batch.ledger.catalog import load_catalog, load_whole
 from sif_batch.ledger.compaction import Merge, plan_merges
@@ -13,6 +12,7 @@ from sif_batch.ledger.parts import copy_rows, part_path
 from sif_batch.ledger.plan import DEFAULT_LIMITS
 from sif_batch.release.history import sealed_releases
 from sif_batch.storage.lease import check_free, holding
+from sif_batch.storage.root import open_root
 from sif_batch.storage.store import Store
 
 

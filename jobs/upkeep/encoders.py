@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from sif_batch.encoders.networks import TORCHVISION
-from sif_batch.encoders.spec import BUILT_IN, built_in_spec
+from sif_batch.encoders.installed import built_in_spec
+from sif_batch.encoders.networks import BUILT_IN, TORCHVISION
 from sif_batch.machine.child import Child
 from sif_batch.storage.store import Store
 
@@ -17,8 +17,8 @@ def list_encoders(root: str | None = None) -> dict[str, Any]:
     """
     rows = [row_of(built_in_spec(name), "package") for name in BUILT_IN]
     if root is not None:
-        from jobs.settings import open_root
         from sif_batch.model_export.choose import held_specs
+        from sif_batch.storage.root import open_root
 
         store: Store = open_root(root)[0]
         rows = [row_of(spec, "ROOT") | {"id": spec.id} for spec in held_specs(store)] + rows

@@ -10,7 +10,7 @@ import pyarrow as pa
 from jobs.nightly.candidate import build, fingerprints_of, quantize_parts
 from jobs.nightly.embed_stage import settle
 from jobs.progress import Reporter
-from jobs.settings import RunSettings, open_root
+from jobs.settings import RunSettings
 from jobs.upkeep import erase_traces
 from jobs.upkeep.erase_plan import Erasure, find_erasure
 from pipelines.engines import check_options
@@ -28,6 +28,7 @@ from sif_batch.release.manifest import MANIFEST, decided_of, inputs_digest, read
 from sif_batch.release.rebuild import read_images, released_rows, without_queries
 from sif_batch.sources.listing import Listing, listing_names
 from sif_batch.storage.lease import Lease, check_free, holding
+from sif_batch.storage.root import open_root
 from sif_batch.storage.store import Store
 
 RECOUNTED = ("listed", "failed", "failed_by_kind", "stale")

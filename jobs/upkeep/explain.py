@@ -7,16 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.settings import open_root
-from jobs.upkeep.status import read_collection
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
-from sif_batch.ledger.reconcile import live_rows, standing_rows
+from sif_batch.ledger.live import live_rows, read_collection
+from sif_batch.ledger.reconcile import standing_rows
 from sif_batch.ledger.tombstones import Erased, read_erased
 from sif_batch.query.index import Index
 from sif_batch.release.history import read_top
 from sif_batch.sources.files import uri_prefix
 from sif_batch.sources.listing import keys_of
+from sif_batch.storage.root import open_root
 from sif_batch.storage.store import Store
 
 

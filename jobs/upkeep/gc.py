@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from jobs.progress import Reporter
 from jobs.run_record import read_runs
-from jobs.settings import open_root
 from sif_batch.config import RootRecord
 from sif_batch.ledger.catalog import Catalog, load_catalog
 from sif_batch.ledger.gc import Needs, kept_releases, needed_parts, needed_rows, parse_time, remove, size_of
@@ -23,6 +22,7 @@ from sif_batch.release.manifest import MANIFEST, read_manifest
 from sif_batch.release.rebuild import read_images
 from sif_batch.sources.listing import LISTING_SCHEMA, Listing, listing_names
 from sif_batch.storage.lease import check_free, holding
+from sif_batch.storage.root import open_root
 from sif_batch.storage.store import Store
 
 KEEP_RUNS = 30

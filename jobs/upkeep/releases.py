@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from jobs.settings import open_root
 from sif_batch.config import GateSettings, SifBatchError
 from sif_batch.gate.checks import judge
 from sif_batch.release.history import check_undamaged, find_sealed, publish, read_history, read_top, sealed_releases
 from sif_batch.release.manifest import MANIFEST, read_manifest
 from sif_batch.storage.lease import holding
+from sif_batch.storage.root import open_root
 from sif_batch.storage.store import Store
 
 

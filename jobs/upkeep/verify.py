@@ -6,13 +6,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.settings import open_root
 from sif_batch.config import RootRecord, SifBatchError
-from sif_batch.encoders.spec import check_encoder
+from sif_batch.encoders.installed import check_encoder
 from sif_batch.index.quantizer import load_quantizer
 from sif_batch.ledger.tombstones import read_erased
 from sif_batch.release.history import read_history, sealed_releases
 from sif_batch.release.manifest import MANIFEST, find_damage, read_manifest
+from sif_batch.storage.root import open_root
 from sif_batch.storage.store import Store
 
 Damage = list[dict[str, str]]

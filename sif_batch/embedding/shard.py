@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.encoders.installed import read_spec
 from sif_batch.encoders.runtime import Encoder
-from sif_batch.encoders.spec import read_spec
 from sif_batch.failures import ImageError
 from sif_batch.ledger.content_index import Known
 from sif_batch.ledger.parts import container_spans, encode_part, part_path

@@ -1,8 +1,7 @@
-"""The networks that can be asked for by name, known without torch."""
+"""The networks that can be asked for by name, known without torch, and those that the package carries."""
 
 import difflib
-
-from sif_batch.encoders.spec import BUILT_IN
+from pathlib import Path
 
 # torchvision's classification networks and the dimension of their features by `features`; a test builds each.
 TORCHVISION = {
@@ -36,3 +35,8 @@ KINDS = f"a name that `sif-batch encoders` lists, {TIMM}NAME or a file.onnx"
 def nearest(name: str) -> list[str]:
     """The known names most like `name`, the most alike first; the built-in ones where none is."""
     return difflib.get_close_matches(name.lower(), [*BUILT_IN, *TORCHVISION], n=3, cutoff=0.4) or list(BUILT_IN)
+
+
+HERE = Path(__file__).parent
+DEFAULT = "efficientnet_lite0"
+BUILT_IN = {DEFAULT: HERE / DEFAULT}

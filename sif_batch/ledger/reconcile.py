@@ -1,19 +1,17 @@
 """What follows from listing and catalog: the rows that stand, the work to do, and the rows that live."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.config import Source
 from sif_batch.failures import TRANSIENT
 from sif_batch.ledger.catalog import Catalog
 from sif_batch.ledger.entry_digests import ENTRY, Entries, batches
 from sif_batch.ledger.plan import OPEN, SPAN_SCHEMA
 from sif_batch.sources.containers import are_containers, container_kind
-from sif_batch.sources.files import uri_prefix
 from sif_batch.sources.listing import are_rising, keys_of
 from sif_batch.storage.table_file import TableFile
 
@@ -268,47 +266,3 @@ def _replaced(
         pc.and_(now["member"].is_null(), pc.is_in(now["path"], path.filter(pa.array(kept)).combine_chunks())),
     )
     return pending[held.to_numpy(zero_copy_only=False)], old[same | kept]
-
-
-def live_rows(catalog: Catalog, live: np.ndarray, sources: Sequence[Source]) -> pa.Table:
-    """The catalog rows that a release is made of, with their uri, in order of (hash, key).
-
-    live: (n,) numbers of catalog rows, in any order.
-    """
-    rows = catalog.rows.take(pa.array(_in_order_of_hash(catalog.rows, live)))
-    prefixes = {source.name: uri_prefix(source) for source in sources}
-    names = rows["source"].unique().to_pylist()
-    place = pc.index_in(rows["source"], pa.array(names, pa.string()))
-    prefix = pa.array([prefixes[name] for name in names], pa.string()).take(place)
-    opened = pc.binary_join_element_wise(prefix, rows["path"], "")
-    return rows.append_column("uri", _member_uris(opened, rows["path"], rows["member"])).combine_chunks()
-
-
-def _in_order_of_hash(rows: TableFile, numbers: np.ndarray) -> np.ndarray:
-    """These numbers of rows in order of (hash, key). Keys are looked at where hashes are equal: next to never."""
-    hashes = rows["hash"].take(pa.array(numbers)).to_numpy()
-    order = np.argsort(hashes)
-    numbers, hashes = numbers[order], hashes[order]
-    if (hashes[1:] == hashes[:-1]).any():
-        keys = pa.table([hashes, rows["key"].take(pa.array(numbers))], ["hash", "key"])
-        numbers = numbers[pc.sort_indices(keys, [("hash", "ascending"), ("key", "ascending")]).to_numpy()]
-    return numbers
-
-
-def _member_uris(uri: pa.ChunkedArray, path: pa.ChunkedArray, member: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Where each image can be opened: tar://member::uri for one in a tar, uri#row=number for one in Parquet."""
-    if member.null_count == len(member):
-        return uri
-    in_table = pc.match_substring(path, ".parquet", ignore_case=True)
-    return pc.case_when(
-        pc.make_struct(member.is_null(), in_table),
-        uri,
-        pc.binary_join_element_wise(uri, member, "#row="),
-        pc.binary_join_element_wise("tar://", member, "::", uri, ""),
-    )
-
-
-def failures_by_kind(catalog: Catalog, rows: np.ndarray) -> dict[str, int]:
-    """How many of these catalog rows failed, by kind, most frequent first."""
-    counts = catalog.rows["error_kind"].take(pa.array(rows)).drop_null().value_counts().to_pylist()
-    return {c["values"]: c["counts"] for c in sorted(counts, key=lambda c: (-c["counts"], c["values"]))}

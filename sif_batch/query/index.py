@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.encoders.installed import networks, read_spec
 from sif_batch.encoders.runtime import Encoder
-from sif_batch.encoders.spec import EncoderSpec, in_float, networks, read_spec
+from sif_batch.encoders.spec import EncoderSpec, in_float
 from sif_batch.failures import ImageError
 from sif_batch.images.decode import MAX_BYTES, checked_rgb
 from sif_batch.index.quantizer import ARRAYS, transform_of
@@ -270,7 +271,7 @@ class Index:
         return self.roster.column(name)
 
     def rows_where(self, where: str | pc.Expression) -> np.ndarray:
-        """The rows that a filter lets through, rising: (m,) int64. Raises SifBatchError; see `sif_batch.query.filters`."""
+        """The rows that a filter lets through, rising: (m,) int64. Raises SifBatchError."""
         return self.roster.rows_where(where)
 
     def ranked(

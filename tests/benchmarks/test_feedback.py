@@ -9,8 +9,9 @@ import pytest
 from paths import PHOTOS, REPOSITORY
 
 from benchmarks.feedback import Collection, expansion, rocchio, simulate
+from sif_batch.encoders.installed import built_in_spec
+from sif_batch.encoders.networks import BUILT_IN
 from sif_batch.encoders.runtime import Encoder
-from sif_batch.encoders.spec import BUILT_IN, built_in_spec
 from sif_batch.evaluation.metrics import plan_trials
 from sif_batch.evaluation.relevance import by_labels
 from sif_batch.query import feedback

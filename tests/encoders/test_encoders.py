@@ -12,8 +12,10 @@ from paths import PHOTOS, REPOSITORY
 from PIL import Image
 
 from sif_batch.config import SifBatchError
+from sif_batch.encoders.image_input import ImageReader
+from sif_batch.encoders.installed import built_in_spec, install_encoder, read_spec
+from sif_batch.encoders.networks import BUILT_IN, DEFAULT
 from sif_batch.encoders.runtime import Encoder
-from sif_batch.encoders.spec import BUILT_IN, DEFAULT, built_in_spec, install_encoder, read_spec
 from sif_batch.storage.store import Store, digest
 
 SOME = sorted(PHOTOS.rglob("*.jpg"))[::20]
@@ -120,7 +122,7 @@ def test_exact_is_the_stock_transform_to_the_pixel(size: tuple[int, int], resamp
     from torchvision import transforms
 
     stock = {"fit": "crop", "resize_to": 256, "resample": resample, "decoding": "exact"}
-    encoder = Encoder(built_in_spec(DEFAULT).model_copy(update=stock), None)
+    encoder = ImageReader(built_in_spec(DEFAULT).model_copy(update=stock))
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     data = io.BytesIO()
     Image.fromarray(noise).save(data, "JPEG")

@@ -12,8 +12,9 @@ from jobs.nightly.run import run
 from jobs.progress import Reporter
 from jobs.settings import RunSettings
 from sif_batch.config import Int8Settings, SifBatchError
+from sif_batch.encoders.installed import check_encoder
 from sif_batch.encoders.runtime import Encoder
-from sif_batch.encoders.spec import EncoderSpec, check_encoder, in_float
+from sif_batch.encoders.spec import EncoderSpec, in_float
 from sif_batch.gate.int8 import check, judge
 from sif_batch.machine.arithmetic import computes_int8
 from sif_batch.model_export.request import EncoderRequest

@@ -18,12 +18,14 @@ from paths import PHOTOS, REPOSITORY, SUPPORT
 
 from sif_batch.config import SifBatchError
 from sif_batch.embedding.shard import _embed_rows
+from sif_batch.encoders.check_photos import MIN_COSINE
+from sif_batch.encoders.image_input import ImageReader
+from sif_batch.encoders.installed import built_in_spec
+from sif_batch.encoders.networks import BUILT_IN, DEFAULT
 from sif_batch.encoders.runtime import Encoder
-from sif_batch.encoders.spec import BUILT_IN, DEFAULT, built_in_spec
 from sif_batch.machine import devices
 from sif_batch.machine.child import Child, ChildDied
 from sif_batch.machine.devices import CPU_THREADS, Lane, choose_devices, gpus, plan_lanes
-from sif_batch.model_export.plain_onnx import MIN_COSINE
 
 Run = Callable[..., Finished]
 needs_torch = pytest.mark.skipif(
@@ -33,7 +35,7 @@ needs_torch = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    reader = Encoder(built_in_spec(DEFAULT), None)
+    reader = ImageReader(built_in_spec(DEFAULT))
     return np.stack([reader.read_image(photo.read_bytes())[0] for photo in sorted(PHOTOS.rglob("*.jpg"))[:6]])
 
 

@@ -14,9 +14,9 @@ from commands import Finished
 from paths import PHOTOS, REPOSITORY, SUPPORT
 
 from sif_batch.config import SifBatchError
-from sif_batch.encoders.networks import TORCHVISION
+from sif_batch.encoders.installed import built_in_spec, install_encoder
+from sif_batch.encoders.networks import BUILT_IN, DEFAULT, TORCHVISION
 from sif_batch.encoders.runtime import Encoder
-from sif_batch.encoders.spec import BUILT_IN, DEFAULT, built_in_spec, install_encoder
 from sif_batch.machine.child import Child
 from sif_batch.model_export.choose import Chosen, choose_encoder, export
 from sif_batch.model_export.request import EncoderRequest, weights_label

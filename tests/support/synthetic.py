@@ -24,9 +24,10 @@ from sif_batch.index.quantizer import QuantizerRecord, load_quantizer, train_qua
 from sif_batch.index.quantizer_spec import choose_spec
 from sif_batch.index.recall import Truth
 from sif_batch.ledger.catalog import load_catalog
+from sif_batch.ledger.live import live_rows
 from sif_batch.ledger.parts import encode_part, part_path
 from sif_batch.ledger.plan import DEFAULT_LIMITS, SPAN_SCHEMA, part_name
-from sif_batch.ledger.reconcile import live_rows, standing_rows
+from sif_batch.ledger.reconcile import standing_rows
 from sif_batch.machine.arithmetic import import_faiss
 from sif_batch.query.index import Index
 from sif_batch.release import assembly, history

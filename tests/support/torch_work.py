@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from sif_batch.encoders.installed import built_in_spec
+from sif_batch.encoders.networks import BUILT_IN, DEFAULT
 from sif_batch.encoders.runtime import Encoder
-from sif_batch.encoders.spec import BUILT_IN, DEFAULT, built_in_spec
 
 Report = Callable[[Any], None]
 

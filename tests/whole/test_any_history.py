@@ -38,9 +38,10 @@ from jobs.upkeep.verify import verify
 from sif_batch.config import BusyError, GateSettings, RootRecord, SifBatchError
 from sif_batch.index.quantizer import read_record
 from sif_batch.ledger.catalog import load_catalog, load_whole
+from sif_batch.ledger.live import live_rows
 from sif_batch.ledger.parts import encode_part, part_path
 from sif_batch.ledger.plan import Limits
-from sif_batch.ledger.reconcile import live_rows, standing_rows
+from sif_batch.ledger.reconcile import standing_rows
 from sif_batch.ledger.tombstones import read_erased
 from sif_batch.machine.child import close_shared_children
 from sif_batch.query.index import Index

@@ -17,14 +17,15 @@ from paths import PHOTOS
 
 from jobs.nightly.run import run
 from jobs.progress import Reporter
-from jobs.settings import RunSettings, read_record
+from jobs.settings import RunSettings
 from jobs.upkeep.releases import releases
 from jobs.upkeep.sources import add_sources
 from jobs.upkeep.verify import verify
 from sif_batch.config import LAYOUT, GateSettings, SifBatchError
-from sif_batch.encoders.spec import BUILT_IN
+from sif_batch.encoders.networks import BUILT_IN
 from sif_batch.machine.child import close_shared_children
 from sif_batch.query.index import Index
+from sif_batch.storage.root import read_record
 from sif_batch.storage.store import Store
 
 STORED = Path(__file__).parents[1] / "data" / f"layout-{LAYOUT}.tar.gz"
