@@ -48,10 +48,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["sif_batch", "sif_batch.*", "pipelines", "pipelines.*", "jobs", "jobs.*"]),
+    packages=find_packages(include=["sif_batch", "sif_batch.*"]),
     package_data={
-        "jobs.reports": ["templates/*"],
-        "jobs.page": ["*.css", "*.js"],
+        "sif_batch.jobs.reports": ["templates/*"],
+        "sif_batch.jobs.page": ["*.css", "*.js"],
         "sif_batch": ["py.typed"],
         "sif_batch.encoders": ["*/model.onnx", "*/encoder.json", "*/LICENSE", "photos/*"],
     },
@@ -79,6 +79,9 @@ setup(
         **STORES,
     },
     entry_points={
-        "console_scripts": ["sif-batch = jobs.cli.main:main", "sif-batch-worker = jobs.cli.main:worker_main"]
+        "console_scripts": [
+            "sif-batch = sif_batch.jobs.cli.main:main",
+            "sif-batch-worker = sif_batch.jobs.cli.main:worker_main",
+        ]
     },
 )

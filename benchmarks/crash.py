@@ -30,8 +30,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jobs.upkeep.verify import verify
 from sif_batch.config import SifBatchError
+from sif_batch.jobs.upkeep.verify import verify
 from sif_batch.query.index import Index
 from sif_batch.storage.store import TEMPORARY
 
@@ -156,7 +156,7 @@ class Run:
         command = [
             sys.executable,
             "-m",
-            "jobs.cli",
+            "sif_batch.jobs.cli",
             "run",
             str(night.images),
             str(root),

@@ -125,7 +125,7 @@ def measure(scratch: Path, rows: int, dimension: int, only_build: bool) -> dict[
     if only_build:
         return report
     out = scratch / "duplicates.parquet"
-    command = [sys.executable, "-m", "jobs.cli", "duplicates", str(release), "--threshold", str(THRESHOLD)]
+    command = [sys.executable, "-m", "sif_batch.jobs.cli", "duplicates", str(release), "--threshold", str(THRESHOLD)]
     found = watch([*command, "--out", str(out), "--json"])
     report |= {name: found[name] for name in ("groups", "exact", "near", "largest", "seconds")}
     return report | {"peak_mb": round(found["peak_mb"]), "found": found_share(pq.read_table(out), rows)}

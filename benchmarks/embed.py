@@ -140,7 +140,7 @@ def run_ours(images: Path, scratch: Path, encoder: str, precision: str, prepared
     command = [
         sys.executable,
         "-m",
-        "jobs.cli",
+        "sif_batch.jobs.cli",
         "run",
         str(images),
         str(root),
@@ -159,7 +159,7 @@ def prepare_root(images: Path, scratch: Path, encoder: str, precision: str) -> t
     command = [
         sys.executable,
         "-m",
-        "jobs.cli",
+        "sif_batch.jobs.cli",
         "run",
         str(images),
         str(root),

@@ -81,7 +81,18 @@ def copies_of(images: Path, number: int, into: Path) -> Path:
 
 
 def run(source: str, root: str, options: list[str], *more: str) -> Ran:
-    command = [sys.executable, "-m", "jobs.cli", "run", source, root, "--json", "--shard-images", "250", *more]
+    command = [
+        sys.executable,
+        "-m",
+        "sif_batch.jobs.cli",
+        "run",
+        source,
+        root,
+        "--json",
+        "--shard-images",
+        "250",
+        *more,
+    ]
     command += ["--", *options]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}

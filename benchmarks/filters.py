@@ -31,7 +31,7 @@ def make(folder: Path, rows: int) -> None:
     store, encoder = synthetic_roots.make_root(folder)
     synthetic_roots.in_processes("parts", rows // PART, folder, encoder, DIMENSION, PART)
     synthetic_roots.write_listing(store, [PART] * (rows // PART), {})
-    command = [sys.executable, "-m", "jobs.cli", "index", str(folder), "--no-report"]
+    command = [sys.executable, "-m", "sif_batch.jobs.cli", "index", str(folder), "--no-report"]
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 

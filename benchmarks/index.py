@@ -46,7 +46,7 @@ CROPS, SMALLEST = 100, 0.3  # of each photo, and the side of a crop at least
 def sif_batch(*arguments: object) -> dict[str, Any]:
     """Run the command line with --json; `rss_mb`: the peak of a run's process and of each of its workers, added up."""
     started, before = time.perf_counter(), os.times()
-    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments), "--json"]
+    command = [sys.executable, "-m", "sif_batch.jobs.cli", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     if done.returncode:
         raise SystemExit(

@@ -63,7 +63,7 @@ def change_images(images: Path, share: float) -> int:
 
 def run_night(root: Path, *sources: Path) -> tuple[float, dict[str, Any]]:
     """The seconds of the whole command, and what it printed."""
-    command = [sys.executable, "-m", "jobs.cli", "run", *map(str, sources), str(root), "--json", "--no-gate"]
+    command = [sys.executable, "-m", "sif_batch.jobs.cli", "run", *map(str, sources), str(root), "--json", "--no-gate"]
     started = time.perf_counter()
     done = subprocess.run([*command, "--no-report"], cwd=REPOSITORY, env=os.environ, capture_output=True)
     seconds = time.perf_counter() - started

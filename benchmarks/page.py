@@ -77,7 +77,7 @@ def make_collection(folder: Path, rows: int) -> None:
         list(pool.map(make_part, range(0, rows, PART)))
     columns = [pa.repeat(source.name, rows), names, np.ones(rows, np.int64), pa.repeat("1", rows)]
     Listing(pa.table(columns, schema=LISTING_SCHEMA)).save(store)
-    subprocess.run([sys.executable, "-m", "jobs.cli", "index", store.url], check=True, stdout=sys.stderr)
+    subprocess.run([sys.executable, "-m", "sif_batch.jobs.cli", "index", store.url], check=True, stdout=sys.stderr)
 
 
 class Visitor:
@@ -202,7 +202,7 @@ def open_pages(url: str) -> tuple[list[float], list[float]]:
 
 
 def measure(folder: Path, visitors: int, rounds: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "jobs.cli", "serve", str(folder / "root"), "--port", "0", "--json"]
+    command = [sys.executable, "-m", "sif_batch.jobs.cli", "serve", str(folder / "root"), "--port", "0", "--json"]
     began = time.perf_counter()
     env = os.environ | {"SIF_BATCH_CACHE": str(folder / "cache")}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.embed import HERE, REPOSITORY, environment, watch
-from jobs.reports.evaluate import evaluate
 from sif_batch.evaluation.metrics import MAX_QUERIES, averages, judge_space, plan_trials
 from sif_batch.evaluation.rankings import cosine
 from sif_batch.evaluation.relevance import by_labels
+from sif_batch.jobs.reports.evaluate import evaluate
 
 CONTENDERS: dict[str, tuple[str, ...] | str] = {  # ours: options of `sif-batch run`; a peer: its script
     "sif-batch, flat": ("--family", "flat"),
@@ -49,7 +49,7 @@ def run_one(images: Path, scratch: Path, name: str) -> dict[str, Any]:
 
 
 def run_ours(images: Path, root: Path, options: tuple[str, ...]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "jobs.cli", "run", str(images), str(root), *options]
+    command = [sys.executable, "-m", "sif_batch.jobs.cli", "run", str(images), str(root), *options]
     night = watch([*command, "--no-gate", "--no-report", "--json"])
     report = evaluate(str(root), "folder", cuts=(1, 10)).report
     parts = (root / "releases" / night["release"]).glob("segments/*/*")

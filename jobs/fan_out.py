@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from jobs.progress import Reporter, watching_folder
-from pipelines.engines import in_this_process
+from sif_batch.jobs.progress import Reporter, watching_folder
 from sif_batch.machine.child import shared_children
 from sif_batch.machine.devices import usable_cores
+from sif_batch.pipelines.engines import in_this_process
 from sif_batch.storage.store import Store
 
 FEW = 8  # elements: importing and starting Beam takes longer
@@ -42,8 +42,8 @@ def spread(
                 children[0].call_again(function, **common, **element)
                 update(1, 0)
             return
-        from pipelines.calls import CallInChildren
-        from pipelines.runner import Progress, run_pipeline
+        from sif_batch.pipelines.calls import CallInChildren
+        from sif_batch.pipelines.runner import Progress, run_pipeline
 
         if here:
             Progress.update = staticmethod(update)

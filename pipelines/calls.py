@@ -7,9 +7,9 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines.runner import Progress, settle
 from sif_batch.machine.child import Child, shared_children
 from sif_batch.machine.devices import usable_cores
+from sif_batch.pipelines.runner import Progress, settle
 
 
 class CallInChild(beam.DoFn):  # type: ignore[misc]

@@ -8,11 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import apache_beam as beam
 
-from pipelines.runner import Progress, settle, telling_why
 from sif_batch.embedding.shard import ShardStats
 from sif_batch.embedding.supervision import embed_in_child
 from sif_batch.machine.child import Child, shared_children
 from sif_batch.machine.devices import Lane, OwnLanes
+from sif_batch.pipelines.runner import Progress, settle, telling_why
 
 
 class EmbedShard(beam.DoFn):  # type: ignore[misc]

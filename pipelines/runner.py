@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from pipelines.engines import serve_jobs, stop_serving
-from pipelines.logs import silence
 from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.pipelines.engines import serve_jobs, stop_serving
+from sif_batch.pipelines.logs import silence
 
 silence()  # before anything imports Beam, in the driver and in workers
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 from pydantic import BaseModel
 
-from jobs.cli.main import cli
 from sif_batch import config, failures
+from sif_batch.jobs.cli.main import cli
 from sif_batch.ledger.plan import Limits
 from sif_batch.query import index
 

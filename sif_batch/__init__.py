@@ -1,8 +1,9 @@
 """sif-batch: images in, a published similarity index out.
 
-The rooms read as the data flows, and each imports only from those before it. In sif_batch: ground, machine, storage,
-images, sources, encoders, model_export, ledger, embedding, index, release, query, evaluation, gate. Then pipelines.
-In jobs: ground, terminal, reports, nightly, upkeep, asking, page, cli. The ground is the files beside the rooms.
+The rooms read as the data flows, and each imports only from those before it: ground, machine, storage, images, sources,
+encoders, model_export, ledger, embedding, index, release, query, evaluation, gate, pipelines, jobs, terminal, reports,
+nightly, upkeep, asking, page, cli. The ground is the files beside the rooms here; `jobs`, those beside the rooms there.
+`pipelines` and `jobs` are links to the folders beside this one, so that no name but `sif_batch` is installed.
 """
 
 from typing import TYPE_CHECKING, Any

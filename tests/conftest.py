@@ -66,8 +66,8 @@ def checkout(tmp_path: Path) -> Path:
     if listed.returncode:
         pytest.skip("needs a git checkout")
     for name in listed.stdout.decode().splitlines():
-        if (REPOSITORY / name).is_file():
-            target = tmp_path / "checkout" / name
+        target = tmp_path / "checkout" / name
+        if (REPOSITORY / name).exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(REPOSITORY / name, target)
+            shutil.copy2(REPOSITORY / name, target, follow_symlinks=False)
     return tmp_path / "checkout"

@@ -10,19 +10,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.asking.search import Asking
-from jobs.fan_out import spread
-from jobs.nightly.embed_stage import embed_collection
-from jobs.nightly.run import list_collection
-from jobs.progress import Reporter
-from jobs.result_files import whole_path, working_folder, write_result
-from jobs.settings import RunSettings
-from pipelines.engines import check_options
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError, canonical_json
 from sif_batch.encoders.installed import install_encoder
+from sif_batch.jobs.asking.search import Asking
+from sif_batch.jobs.fan_out import spread
+from sif_batch.jobs.nightly.embed_stage import embed_collection
+from sif_batch.jobs.nightly.run import list_collection
+from sif_batch.jobs.progress import Reporter
+from sif_batch.jobs.result_files import whole_path, working_folder, write_result
+from sif_batch.jobs.settings import RunSettings
 from sif_batch.ledger.catalog import load_catalog
 from sif_batch.ledger.parts import part_path
 from sif_batch.ledger.reconcile import standing_rows
+from sif_batch.pipelines.engines import check_options
 from sif_batch.query.bulk import ANSWERS, HITS, Columns, find_columns, read_queries
 from sif_batch.query.index import Index
 from sif_batch.sources.listing import parse_sources

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from jobs.asking.search import Answer
-from jobs.reports.html import write_file
 from sif_batch.config import SifBatchError
+from sif_batch.jobs.asking.search import Answer
+from sif_batch.jobs.reports.html import write_file
 from sif_batch.query.index import Hit
 from sif_batch.sources.originals import Strip, Tile, contact_sheet, find_thumbnail
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from jobs.asking.search import Answer
-from jobs.fan_out import spread
-from jobs.progress import Reporter
-from jobs.result_files import whole_path, working_folder, write_result
-from pipelines.engines import check_options
+from sif_batch.jobs.asking.search import Answer
+from sif_batch.jobs.fan_out import spread
+from sif_batch.jobs.progress import Reporter
+from sif_batch.jobs.result_files import whole_path, working_folder, write_result
+from sif_batch.pipelines.engines import check_options
 from sif_batch.query.duplicates import check_threshold, group, pairs_name, part_count
 from sif_batch.query.index import Hit, Index
 
@@ -42,7 +42,7 @@ def find_duplicates(
         found = group(index, work, threshold)
         write_result(out, found.schema, [found])
     if contact_sheet:
-        from jobs.asking.contact_sheet import write_contact_sheet
+        from sif_batch.jobs.asking.contact_sheet import write_contact_sheet
 
         write_contact_sheet(contact_sheet, strips(found))
     kinds = {row["values"]: row["counts"] for row in pc.value_counts(found["kind"]).to_pylist()}

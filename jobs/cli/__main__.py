@@ -1,5 +1,5 @@
-"""python -m jobs.cli: the command line."""
+"""python -m sif_batch.jobs.cli: the command line."""
 
-from jobs.cli.main import main
+from sif_batch.jobs.cli.main import main
 
 main()

@@ -15,15 +15,15 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 import sif_batch
-from jobs.progress import Reporter
-from jobs.run_record import note_end
-from jobs.terminal import table
-from pipelines.engines import stop_serving
-from pipelines.logs import silence
 from sif_batch.config import GateSettings, IndexSettings, Int8Settings, SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
+from sif_batch.jobs.progress import Reporter
+from sif_batch.jobs.run_record import note_end
+from sif_batch.jobs.terminal import table
 from sif_batch.machine.child import close_shared_children
 from sif_batch.machine.memory import parse_size
+from sif_batch.pipelines.engines import stop_serving
+from sif_batch.pipelines.logs import silence
 from sif_batch.storage.lease import release_all
 from sif_batch.storage.store import FULL
 
@@ -345,8 +345,8 @@ def index(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 def run_night(halves: tuple[str, ...], places: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
     """What run, embed and index do with their arguments."""
-    from jobs.nightly.run import run as work
-    from jobs.settings import RunSettings
+    from sif_batch.jobs.nightly.run import run as work
+    from sif_batch.jobs.settings import RunSettings
     from sif_batch.ledger.plan import Limits
     from sif_batch.model_export.request import EncoderRequest
 
@@ -377,7 +377,7 @@ def run_night(halves: tuple[str, ...], places: tuple[str, ...], as_json: bool, o
     if "DirectRunner" in " ".join(beam):
         reporter.say("DirectRunner is run as FnApiRunner")
     if dry_run:
-        from jobs.nightly.dry_run import preflight
+        from sif_batch.jobs.nightly.dry_run import preflight
 
         foretold = preflight(settings, reporter)
         print_json(foretold) if as_json else table.show_forecast(stdout(), foretold)
@@ -395,7 +395,7 @@ def encoders(root: str | None, as_json: bool) -> None:
 
     With ROOT, those that it holds too.
     """
-    from jobs.upkeep.encoders import list_encoders
+    from sif_batch.jobs.upkeep.encoders import list_encoders
 
     report = list_encoders(root)
     print_json(report) if as_json else table.show_encoders(stdout(), report["encoders"])
@@ -424,7 +424,7 @@ def search(place: str, images: tuple[str, ...], contact_sheet: str | None, as_js
     answer. FILTER compares columns by = != < <= > >= in like is, with and or not. With --queries many ask at once,
     through Beam where they are very many: the hits go to --out, and the same command goes on where one was killed.
     """
-    from jobs.asking.search import Asking, answers_json, ask
+    from sif_batch.jobs.asking.search import Asking, answers_json, ask
 
     images, beam = split_at_options(images)
     queries, out = options.pop("queries"), options.pop("out")
@@ -445,7 +445,7 @@ def search(place: str, images: tuple[str, ...], contact_sheet: str | None, as_js
     if asking.judgements and not (asking.right or asking.wrong):
         raise click.UsageError("--judgements keeps marks: add --right KEY or --wrong KEY")
     if contact_sheet:
-        from jobs.asking.contact_sheet import check_name, write_contact_sheet
+        from sif_batch.jobs.asking.contact_sheet import check_name, write_contact_sheet
 
         check_name(contact_sheet)
     release, found = ask(place, asking)
@@ -467,7 +467,7 @@ def search_queries(
     alone = ("images", "keys", "together", "right", "wrong", "judgements", "feedback_log")
     if given := [name for name in alone if getattr(asking, name)]:
         raise click.UsageError(f"--queries goes without {given[0]}")
-    from jobs.asking.bulk import search_in_bulk
+    from sif_batch.jobs.asking.bulk import search_in_bulk
 
     report = search_in_bulk(place, queries, out, asking, Reporter(), beam)
     print_json(report) if as_json else table.show_facts(stdout(), report)
@@ -503,10 +503,10 @@ def duplicates(
     group the image with the most pixels first. What a killed run has compared stands beside --out; the same command
     goes on.
     """
-    from jobs.asking.duplicates import find_duplicates
+    from sif_batch.jobs.asking.duplicates import find_duplicates
 
     if contact_sheet:
-        from jobs.asking.contact_sheet import check_name
+        from sif_batch.jobs.asking.contact_sheet import check_name
 
         check_name(contact_sheet)
     report = find_duplicates(place, threshold, out, contact_sheet, Reporter(), beam, workers)
@@ -531,7 +531,7 @@ def usage(log: str, as_json: bool) -> None:
 @json_option
 def status(root: str, failures: bool, kind: tuple[str, ...], as_json: bool) -> None:
     """What ROOT holds and what its last run did."""
-    from jobs.upkeep.status import status as status_of
+    from sif_batch.jobs.upkeep.status import status as status_of
     from sif_batch.ledger.live import failed_rows
     from sif_batch.storage.root import open_root
 
@@ -553,7 +553,7 @@ def explain(root: str, key: str, as_json: bool) -> None:
     Whether it is listed, each attempt at it, why it failed and what to do, and whether the current release has it. KEY
     is its key, its path or its uri.
     """
-    from jobs.upkeep.explain import explain_image
+    from sif_batch.jobs.upkeep.explain import explain_image
 
     report = explain_image(root, key)
     print_json(report) if as_json else table.show_explanation(stdout(), report)
@@ -567,7 +567,7 @@ def verify(place: str, as_json: bool) -> None:
 
     The files of a release, or all that ROOT holds. Exit 5 if one is damaged.
     """
-    from jobs.upkeep.verify import verify as check
+    from sif_batch.jobs.upkeep.verify import verify as check
 
     report = check(place)
     print_json(report) if as_json else table.show_damage(stdout(), report)
@@ -582,7 +582,7 @@ def releases(root: str, as_json: bool) -> None:
 
     All that was ever published, and by whom.
     """
-    from jobs.upkeep.releases import releases as list_releases
+    from sif_batch.jobs.upkeep.releases import releases as list_releases
 
     found = list_releases(root)
     print_json({"releases": found}) if as_json else table.show_releases(stdout(), found)
@@ -598,7 +598,7 @@ def rollback(root: str, release: str | None, as_json: bool) -> None:
     RELEASE is the beginning of an id, or a number n; without it, the release before. Nights go on and make candidates,
     but none is published until `sif-batch publish`.
     """
-    from jobs.upkeep.releases import rollback as roll_back
+    from sif_batch.jobs.upkeep.releases import rollback as roll_back
 
     show_entry(roll_back(root, release), as_json)
 
@@ -613,7 +613,7 @@ def publish(root: str, release: str | None, as_json: bool) -> None:
     RELEASE is the beginning of an id, or a number n: also one that the gate refused. Without it, what the newest run
     held back; if it made nothing, the current release stays and later nights publish again.
     """
-    from jobs.upkeep.releases import publish_by_hand
+    from sif_batch.jobs.upkeep.releases import publish_by_hand
 
     show_entry(publish_by_hand(root, release), as_json)
 
@@ -629,7 +629,7 @@ def compare(old: str, new: str | None, out: str | None, as_json: bool) -> None:
     Images added, deleted, moved, changed, with other columns; settings; and of a sample of images how many neighbours
     stayed. One ROOT alone: its last two releases. N is a number of `sif-batch releases`, or the beginning of an id.
     """
-    from jobs.reports.compare import compare as work
+    from sif_batch.jobs.reports.compare import compare as work
 
     report = work(old, new, out)
     print_json(report) if as_json else table.show_differences(stdout(), report)
@@ -647,7 +647,7 @@ def _sources_command(name: str, replace: bool, text: str) -> None:
     @options_of(SOURCE_OPTIONS)
     @json_option
     def command(root: str, places: tuple[str, ...], as_json: bool, **options: Any) -> None:
-        from jobs.upkeep.sources import add_sources
+        from sif_batch.jobs.upkeep.sources import add_sources
 
         show_sources(add_sources(root, places, replace, **options), as_json)
 
@@ -661,7 +661,7 @@ _sources_command("replace", True, "Record other places under the names of source
 @json_option
 def sources_list(root: str, as_json: bool) -> None:
     """The sources that ROOT records."""
-    from jobs.upkeep.sources import list_recorded
+    from sif_batch.jobs.upkeep.sources import list_recorded
 
     show_sources(list_recorded(root), as_json)
 
@@ -672,7 +672,7 @@ def sources_list(root: str, as_json: bool) -> None:
 @json_option
 def sources_remove(root: str, name: str, as_json: bool) -> None:
     """Forget a source. The next run takes its images out of the index."""
-    from jobs.upkeep.sources import remove_source
+    from sif_batch.jobs.upkeep.sources import remove_source
 
     show_sources(remove_source(root, name), as_json)
 
@@ -699,7 +699,7 @@ def gc(root: str, keep: int, older_than: float, delete: bool, as_json: bool) -> 
 
     Never what a kept release, an unfinished plan or the next night needs.
     """
-    from jobs.upkeep.gc import collect_garbage
+    from sif_batch.jobs.upkeep.gc import collect_garbage
 
     report = collect_garbage(root, keep, older_than, delete, Reporter())
     print_json(report) if as_json else table.show_garbage(stdout(), report)
@@ -715,7 +715,7 @@ def compact(root: str, yes: bool, as_json: bool) -> None:
     Rows are copied, never embedded again; the current release stays what it is. A row that neither a release nor the
     next night needs is left behind, and goes with its old part: sif-batch gc removes those by its own rules.
     """
-    from jobs.upkeep.compact import compact as work
+    from sif_batch.jobs.upkeep.compact import compact as work
 
     report = work(root, yes, Reporter())
     print_json(report) if as_json else table.show_compaction(stdout(), report)
@@ -733,7 +733,7 @@ def erase(root: str, images: tuple[str, ...], yes: bool, as_json: bool) -> None:
     never indexed again: by KEY whatever bytes that has, by SHA256 these bytes under whatever key. A KEY may be a path
     or uri, or a whole container. What a source holds is not touched. After an interruption the same command finishes.
     """
-    from jobs.upkeep.erase import erase as work
+    from sif_batch.jobs.upkeep.erase import erase as work
 
     report = work(root, images, yes, Reporter())
     print_json(report) if as_json else table.show_erasure(stdout(), report)
@@ -784,18 +784,18 @@ def evaluate(
     with and itself left out. For a ROOT, beside exact search with the same vectors by cosine, Euclidean distance and
     Pearson correlation, and with what each stage of the index loses and how its time grows.
     """
-    from jobs.reports.evaluate import evaluate as evaluate_release
     from sif_batch.evaluation.metrics import CUTS
+    from sif_batch.jobs.reports.evaluate import evaluate as evaluate_release
 
     if holdout and folds:
         raise click.UsageError("--holdout and --folds exclude each other")
     if out:
-        from jobs.reports.html import check_extra
+        from sif_batch.jobs.reports.html import check_extra
 
         check_extra()
     found = evaluate_release(place, labels, cuts or CUTS, holdout, folds, max_queries)
     if out:
-        from jobs.reports.evaluation_page import write_evaluation
+        from sif_batch.jobs.reports.evaluation_page import write_evaluation
 
         write_evaluation(found, out)
     print_json(found.report) if as_json else table.show_evaluation(stdout(), found.report)
@@ -815,7 +815,7 @@ def map_(place: str, sample: int, label: str, out: str | None, as_json: bool) ->
     Similar images lie together. map.html is a page to look around in: by t-SNE or PCA, a point shows its image, and
     zoomed in all do. map.png is a picture of it, map.parquet has the places.
     """
-    from jobs.reports.map_page import map_release
+    from sif_batch.jobs.reports.map_page import map_release
 
     files = map_release(place, sample, label, out, Reporter().say)
     if as_json:
@@ -835,7 +835,7 @@ def report(root: str, run: str | None, out: str | None, as_json: bool) -> None:
     The ledger, the gate, the time, what changed, a map, answers with their pictures: one file that needs no network.
     Every run makes its own; this makes it again. RUN is the beginning of its id; without it, the newest.
     """
-    from jobs.reports.night import report_run
+    from sif_batch.jobs.reports.night import report_run
 
     path = report_run(root, run, out, Reporter().say)
     print_json({"report": path}) if as_json else click.echo(path)
@@ -858,9 +858,9 @@ def serve(place: str, host: str, port: int, judgements: str | None, feedback_log
     Random images and uploaded ones, what is similar to them, marks and filters, the map, the report. A newer release
     of ROOT shows itself. Nobody is asked for a password: listen elsewhere than on this machine only where all may look.
     """
-    from jobs.page.gallery import PageSettings
-    from jobs.page.serve import check_extra
-    from jobs.page.serve import serve as serve_page
+    from sif_batch.jobs.page.gallery import PageSettings
+    from sif_batch.jobs.page.serve import check_extra
+    from sif_batch.jobs.page.serve import serve as serve_page
 
     def ready(url: str, release: str, rows: int) -> None:
         if as_json:
@@ -880,7 +880,7 @@ def worker(worker_id: str, provision_endpoint: str) -> None:
 
     An engine starts it, as `sif-batch-worker`: see docs/engines.md. Other options that it gives are passed over.
     """
-    from pipelines.worker import boot
+    from sif_batch.pipelines.worker import boot
 
     boot(worker_id, provision_endpoint)
 
@@ -934,8 +934,8 @@ def fail(error: BaseException, as_json: bool) -> int:
 
 def interrupted(number: int, frame: object) -> None:
     """Stop at once: all that stands is whole, and what was in work is not there. ROOT is given back."""
-    if "pipelines.runner" in sys.modules:
-        from pipelines.runner import cancel
+    if "sif_batch.pipelines.runner" in sys.modules:
+        from sif_batch.pipelines.runner import cancel
 
         cancel()
     slow = threading.Timer(GIVE_BACK_S, os._exit, [128 + number])  # the store does not answer: the lease ends by itself

@@ -11,21 +11,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.fan_out import FEW, spread
-from jobs.nightly.capacity import processes_within
-from jobs.nightly.embed_stage import Embedded
-from jobs.progress import Reporter, timed
-from jobs.run_record import read_runs
-from jobs.settings import RunSettings
-from pipelines.engines import in_this_process
 from sif_batch.config import RootRecord, SifBatchError, canonical_json
 from sif_batch.gate.checks import all_finite, check_sanity, fresh_rows, measure_fresh, measure_recall
 from sif_batch.gate.drift import measure_drift
 from sif_batch.gate.ground_truth import exact_neighbours
 from sif_batch.gate.operating_point import TIMED_OF_CURVE, best_points, choose_point, measure_curve, time_point
 from sif_batch.index.quantizer import QuantizerRecord, load_quantizer
+from sif_batch.jobs.fan_out import FEW, spread
+from sif_batch.jobs.nightly.capacity import processes_within
+from sif_batch.jobs.nightly.embed_stage import Embedded
+from sif_batch.jobs.progress import Reporter, timed
+from sif_batch.jobs.run_record import read_runs
+from sif_batch.jobs.settings import RunSettings
 from sif_batch.ledger.catalog import Catalog
 from sif_batch.machine.child import shared_children
+from sif_batch.pipelines.engines import in_this_process
 from sif_batch.query.index import Index
 from sif_batch.release import manifest as releases
 from sif_batch.release.assembly import Placement, assemble, check_scratch, copy_encoder, write_images
@@ -134,7 +134,7 @@ def prepare_to_quantize(settings: RunSettings, parts: int) -> None:
         for child in shared_children(processes_within(min(settings.workers, parts), settings)):
             child.prepare("sif_batch.index.codes:ready")
     if parts > FEW:
-        threading.Thread(target=importlib.import_module, args=["pipelines.calls"], daemon=True).start()
+        threading.Thread(target=importlib.import_module, args=["sif_batch.pipelines.calls"], daemon=True).start()
 
 
 def quantize_parts(store: Store, quantizer: str, parts: list[str], settings: RunSettings, reporter: Reporter) -> None:

@@ -7,9 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.nightly.forecast import MB, Past, Task, foresee, lane_bytes, lanes_within, memory, past_of, worker_bytes
-from jobs.run_record import read_runs
-from jobs.settings import RunSettings
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.encoders.installed import read_spec
 from sif_batch.encoders.spec import EncoderSpec
@@ -17,6 +14,19 @@ from sif_batch.gate.drift import why_outgrown, why_unfit
 from sif_batch.index.quantizer import QuantizerRecord, read_record
 from sif_batch.index.quantizer_spec import choose_family, choose_spec
 from sif_batch.index.training_sample import TRAINING_ROWS, TRAINING_ROWS_PER_CELL
+from sif_batch.jobs.nightly.forecast import (
+    MB,
+    Past,
+    Task,
+    foresee,
+    lane_bytes,
+    lanes_within,
+    memory,
+    past_of,
+    worker_bytes,
+)
+from sif_batch.jobs.run_record import read_runs
+from sif_batch.jobs.settings import RunSettings
 from sif_batch.machine.devices import Lane
 from sif_batch.machine.memory import available_bytes, resident_bytes
 from sif_batch.model_export.choose import Say

@@ -5,21 +5,21 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from jobs.nightly.capacity import find_problems, fit_task, free_disk, make_task, read_past
-from jobs.nightly.forecast import foresee
-from jobs.nightly.run import list_collection, settle_encoder
-from jobs.nightly.timed_sample import count_images, time_sample
-from jobs.progress import Reporter
-from jobs.settings import RunSettings, decide_record
-from pipelines.engines import check_options, in_this_process
 from sif_batch.config import SifBatchError
 from sif_batch.encoders.installed import model_bytes
+from sif_batch.jobs.nightly.capacity import find_problems, fit_task, free_disk, make_task, read_past
+from sif_batch.jobs.nightly.forecast import foresee
+from sif_batch.jobs.nightly.run import list_collection, settle_encoder
+from sif_batch.jobs.nightly.timed_sample import count_images, time_sample
+from sif_batch.jobs.progress import Reporter
+from sif_batch.jobs.settings import RunSettings, decide_record
 from sif_batch.ledger.catalog import load_catalog
 from sif_batch.ledger.plan import slice_spans
 from sif_batch.ledger.reconcile import spans_to_do, standing_rows
 from sif_batch.ledger.tombstones import read_erased
 from sif_batch.machine.devices import choose_devices, plan_lanes
 from sif_batch.machine.memory import available_bytes
+from sif_batch.pipelines.engines import check_options, in_this_process
 from sif_batch.release.metadata import read_metadata
 from sif_batch.sources.files import expand_exclusions
 from sif_batch.storage.root import read_record

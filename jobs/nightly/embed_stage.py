@@ -10,12 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.nightly.capacity import fit_run
-from jobs.progress import Reporter, process_age_s, watching_folder
-from jobs.settings import RunSettings
-from pipelines.engines import in_this_process
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.encoders.installed import read_spec
+from sif_batch.jobs.nightly.capacity import fit_run
+from sif_batch.jobs.progress import Reporter, process_age_s, watching_folder
+from sif_batch.jobs.settings import RunSettings
 from sif_batch.ledger.catalog import Catalog, load_catalog
 from sif_batch.ledger.content_index import are_known, write_known
 from sif_batch.ledger.entry_digests import ENTRY
@@ -24,6 +23,7 @@ from sif_batch.ledger.plan import OPEN, finish_plan, make_plan, open_plans, plan
 from sif_batch.ledger.reconcile import Standing, spans_to_do, stale_rows, standing_rows
 from sif_batch.machine.child import ChildDied, shared_child, shared_children
 from sif_batch.machine.devices import Lane, OwnLanes, choose_devices, plan_lanes
+from sif_batch.pipelines.engines import in_this_process
 from sif_batch.sources.listing import Listing, listing_names
 from sif_batch.storage.store import Store
 
@@ -206,8 +206,8 @@ def _run_shards(
     speed.lanes = max(speed.lanes, lanes, key=len)
     for child, lane in zip(shared_children(len(lanes)), lanes, strict=True):
         child.prepare(WARM_UP, root=store.url, encoder_id=encoder, device=lane.device)
-    from pipelines import embed  # meanwhile
-    from pipelines.runner import Progress, run_pipeline
+    from sif_batch.pipelines import embed  # meanwhile
+    from sif_batch.pipelines.runner import Progress, run_pipeline
 
     total = None if OPEN in plan["last"].to_pylist() else len(plan)  # nobody knows what a container holds
     with reporter.stage("embedding", total, "images") as update:
@@ -236,8 +236,8 @@ def _run_shards_elsewhere(
     store: Store, name: str, plan: pa.Table, settings: RunSettings, reporter: Reporter, speed: Speed
 ) -> None:
     """On a cluster, whose machines choose their devices themselves; progress is what appears in ROOT."""
-    from pipelines import embed
-    from pipelines.runner import run_pipeline
+    from sif_batch.pipelines import embed
+    from sif_batch.pipelines.runner import run_pipeline
 
     shards, encoder = plan["shard"].unique().to_pylist(), plan_encoder(store, name)
     threads = settings.workers if "workers" in settings.model_fields_set else None

@@ -6,13 +6,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.nightly.candidate import Candidate, Collection, manifest_of, prepare_candidate
-from jobs.nightly.embed_stage import Embedded
-from jobs.nightly.retraining import choose_quantizer, train_again
-from jobs.progress import Reporter
-from jobs.settings import RunSettings
 from sif_batch.config import RootRecord
 from sif_batch.gate.checks import judge
+from sif_batch.jobs.nightly.candidate import Candidate, Collection, manifest_of, prepare_candidate
+from sif_batch.jobs.nightly.embed_stage import Embedded
+from sif_batch.jobs.nightly.retraining import choose_quantizer, train_again
+from sif_batch.jobs.progress import Reporter
+from sif_batch.jobs.settings import RunSettings
 from sif_batch.ledger.live import live_rows
 from sif_batch.release.history import publish, read_top
 from sif_batch.release.metadata import join_metadata

@@ -3,11 +3,11 @@
 import tempfile
 from pathlib import Path
 
-from jobs.progress import Reporter
-from jobs.settings import RunSettings
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.encoders.installed import model_bytes
 from sif_batch.gate.int8 import candidates
+from sif_batch.jobs.progress import Reporter
+from sif_batch.jobs.settings import RunSettings
 from sif_batch.ledger.catalog import load_catalog
 from sif_batch.ledger.reconcile import spans_to_do, standing_rows
 from sif_batch.machine.arithmetic import computes_int8, instruction_set

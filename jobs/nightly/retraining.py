@@ -3,11 +3,17 @@
 import time
 from typing import Any
 
-from jobs.nightly.candidate import Candidate, Collection, prepare_candidate, prepare_to_quantize, quantize_parts
 from sif_batch.config import SifBatchError
 from sif_batch.gate.checks import judge_recall
 from sif_batch.gate.drift import why_drifted, why_outgrown, why_unfit
 from sif_batch.index.quantizer import QuantizerRecord, read_record, train_quantizer
+from sif_batch.jobs.nightly.candidate import (
+    Candidate,
+    Collection,
+    prepare_candidate,
+    prepare_to_quantize,
+    quantize_parts,
+)
 
 Trained = tuple[QuantizerRecord, dict[str, Any]]
 

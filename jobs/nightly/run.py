@@ -7,23 +7,23 @@ from typing import Any
 import pyarrow as pa
 
 import sif_batch
-from jobs.nightly.embed_stage import Embedded, embed_collection, ledger_of
-from jobs.nightly.index_stage import Indexed, index_collection
-from jobs.nightly.int8_stage import lower_encoder, say_cost
-from jobs.nightly.speed import bottleneck, embedding_figures
-from jobs.progress import Reporter, timed
-from jobs.reports.night import try_report
-from jobs.run_record import EventLog, new_run_id, utc, write_run
-from jobs.settings import RunSettings, decide_record
-from jobs.terminal.summary import summarise
-from pipelines.engines import check_options, in_this_process
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError
 from sif_batch.encoders.installed import check_encoder, install_encoder
+from sif_batch.jobs.nightly.embed_stage import Embedded, embed_collection, ledger_of
+from sif_batch.jobs.nightly.index_stage import Indexed, index_collection
+from sif_batch.jobs.nightly.int8_stage import lower_encoder, say_cost
+from sif_batch.jobs.nightly.speed import bottleneck, embedding_figures
+from sif_batch.jobs.progress import Reporter, timed
+from sif_batch.jobs.reports.night import try_report
+from sif_batch.jobs.run_record import EventLog, new_run_id, utc, write_run
+from sif_batch.jobs.settings import RunSettings, decide_record
+from sif_batch.jobs.terminal.summary import summarise
 from sif_batch.ledger.tombstones import read_erased
 from sif_batch.machine.child import running_children
 from sif_batch.machine.devices import choose_devices
 from sif_batch.machine.memory import peak_bytes
 from sif_batch.model_export.choose import Chosen
+from sif_batch.pipelines.engines import check_options, in_this_process
 from sif_batch.release.history import cache_latest, read_top
 from sif_batch.release.manifest import shape_of
 from sif_batch.release.metadata import read_metadata

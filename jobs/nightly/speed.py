@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jobs.nightly.embed_stage import Speed
+from sif_batch.jobs.nightly.embed_stage import Speed
 from sif_batch.machine.arithmetic import computes_int8
 from sif_batch.machine.devices import usable_cores
 

@@ -7,13 +7,13 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from jobs.nightly.embed_stage import WARM_UP
-from jobs.nightly.forecast import Sample
-from jobs.settings import RunSettings
 from sif_batch.config import RootRecord, Source
 from sif_batch.embedding.supervision import embed_in_child
 from sif_batch.encoders.installed import install_encoder, model_bytes
 from sif_batch.failures import ImageError
+from sif_batch.jobs.nightly.embed_stage import WARM_UP
+from sif_batch.jobs.nightly.forecast import Sample
+from sif_batch.jobs.settings import RunSettings
 from sif_batch.ledger.plan import Limits, make_plan, save_plan
 from sif_batch.machine.child import Child
 from sif_batch.machine.devices import Lane

@@ -4,10 +4,10 @@ import traceback
 
 import streamlit as st
 
-from jobs.page.ask_page import look_page
-from jobs.page.html_text import about_usage, icon, read_asset, readable_error
-from jobs.page.serving import gallery
 from sif_batch.config import SifBatchError
+from sif_batch.jobs.page.ask_page import look_page
+from sif_batch.jobs.page.html_text import about_usage, icon, read_asset, readable_error
+from sif_batch.jobs.page.serving import gallery
 from sif_batch.query.usage_log import summarise
 
 KEPT = ("k", "where", "fold", "expand")  # widgets of the first page; Streamlit forgets what no widget shows

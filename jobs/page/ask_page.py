@@ -12,14 +12,14 @@ from typing import Any
 
 import streamlit as st
 
-from jobs.page.answers import Answer, Question, answer, digest_of, random_key
-from jobs.page.controls import ask, show_controls
-from jobs.page.gallery import Gallery
-from jobs.page.html_text import about_card, about_facts, describe_key, read_asset, readable_error
-from jobs.page.serving import gallery
-from jobs.page.thumbnails import SIDES
 from sif_batch.config import SifBatchError
 from sif_batch.evaluation.judgements import keep_judgements
+from sif_batch.jobs.page.answers import Answer, Question, answer, digest_of, random_key
+from sif_batch.jobs.page.controls import ask, show_controls
+from sif_batch.jobs.page.gallery import Gallery
+from sif_batch.jobs.page.html_text import about_card, about_facts, describe_key, read_asset, readable_error
+from sif_batch.jobs.page.serving import gallery
+from sif_batch.jobs.page.thumbnails import SIDES
 from sif_batch.query.index import Index
 
 MARKS = ("right", "wrong")

@@ -5,13 +5,13 @@ from typing import Any
 
 import streamlit as st
 
-from jobs.page.answers import MOST, UPLOADS, K, check_upload, random_key, where_between, where_values
-from jobs.page.gallery import Gallery
-from jobs.page.html_text import readable_error
-from jobs.page.serving import gallery
-from jobs.page.thumbnails import SIDES, webp_bytes
 from sif_batch.config import SifBatchError
 from sif_batch.failures import ImageError
+from sif_batch.jobs.page.answers import MOST, UPLOADS, K, check_upload, random_key, where_between, where_values
+from sif_batch.jobs.page.gallery import Gallery
+from sif_batch.jobs.page.html_text import readable_error
+from sif_batch.jobs.page.serving import gallery
+from sif_batch.jobs.page.thumbnails import SIDES, webp_bytes
 from sif_batch.query.filters import names_of, parse_filter
 from sif_batch.query.index import Index
 

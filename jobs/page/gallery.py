@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from jobs.page.thumbnails import Picture, Thumbnails, thumbnails_home
-from jobs.run_record import read_runs
 from sif_batch.config import Frozen, SifBatchError
+from sif_batch.jobs.page.thumbnails import Picture, Thumbnails, thumbnails_home
+from sif_batch.jobs.run_record import read_runs
 from sif_batch.query.index import Index, find_release
 from sif_batch.query.usage_log import UsageLog
 from sif_batch.release.history import read_history

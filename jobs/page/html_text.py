@@ -9,11 +9,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from jobs.page.answers import Card
-from jobs.page.gallery import Facts
-from jobs.reports.html import png_bytes
 from sif_batch.config import SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT, ImageError
+from sif_batch.jobs.page.answers import Card
+from sif_batch.jobs.page.gallery import Facts
+from sif_batch.jobs.reports.html import png_bytes
 from sif_batch.query.image_table import PLAIN
 from sif_batch.query.index import Index
 

@@ -4,9 +4,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from jobs.page.gallery import PAGES
-from jobs.page.serving import gallery
-from jobs.page.thumbnails import SIDES
+from sif_batch.jobs.page.gallery import PAGES
+from sif_batch.jobs.page.serving import gallery
+from sif_batch.jobs.page.thumbnails import SIDES
 
 SANDBOX = "sandbox allow-scripts allow-popups allow-popups-to-escape-sandbox"  # of pages: nothing of the visitor's
 ENOUGH = 16  # characters of a release's id

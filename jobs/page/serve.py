@@ -8,10 +8,10 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from jobs.page.answers import MOST_UPLOADED
-from jobs.page.gallery import PageSettings
-from jobs.page.serving import open_gallery
 from sif_batch.config import SifBatchError
+from sif_batch.jobs.page.answers import MOST_UPLOADED
+from sif_batch.jobs.page.gallery import PageSettings
+from sif_batch.jobs.page.serving import open_gallery
 
 CONFIG = {
     "browser.gatherUsageStats": False,  # nothing is sent to Streamlit's makers
@@ -53,7 +53,7 @@ def serve(settings: PageSettings, host: str, port: int, ready: Callable[[str, st
 
     import streamlit as st
 
-    from jobs.page.routes import ROUTES
+    from sif_batch.jobs.page.routes import ROUTES
 
     announced = False
 

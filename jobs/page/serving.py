@@ -1,6 +1,6 @@
 """The gallery of this process: opened once, before the first visitor."""
 
-from jobs.page.gallery import Gallery, PageSettings
+from sif_batch.jobs.page.gallery import Gallery, PageSettings
 
 _open: list[Gallery] = []
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from jobs.reports.html import check_extra
-from jobs.reports.neighbours import compare_neighbours, write_comparison
 from sif_batch.config import SifBatchError
+from sif_batch.jobs.reports.html import check_extra
+from sif_batch.jobs.reports.neighbours import compare_neighbours, write_comparison
 from sif_batch.query.index import Index
 from sif_batch.release.history import find_sealed, read_history
 from sif_batch.storage.store import Store

@@ -4,10 +4,10 @@ import json
 import os
 from typing import Any
 
-from jobs.reports import plots
-from jobs.reports.evaluate import Evaluation, worst_pictures
-from jobs.reports.html import picture_of, render, write_file
-from jobs.terminal.table import FIGURES, STAGES, evaluation_notes, evaluation_split
+from sif_batch.jobs.reports import plots
+from sif_batch.jobs.reports.evaluate import Evaluation, worst_pictures
+from sif_batch.jobs.reports.html import picture_of, render, write_file
+from sif_batch.jobs.terminal.table import FIGURES, STAGES, evaluation_notes, evaluation_split
 
 
 def write_evaluation(evaluation: Evaluation, out: str) -> None:

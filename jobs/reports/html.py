@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 
 import sif_batch
-from jobs.progress import format_seconds
 from sif_batch.config import SifBatchError
+from sif_batch.jobs.progress import format_seconds
 from sif_batch.query.index import Index
 from sif_batch.sources.originals import find_thumbnail
 
@@ -32,7 +32,7 @@ def check_extra() -> None:
 
 
 def render(template: str, **values: Any) -> bytes:
-    """A page of jobs/templates, UTF-8."""
+    """A page of templates/, UTF-8."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.reports.html import picture_of, render, write_file
 from sif_batch.evaluation.rankings import rank_by_release
 from sif_batch.evaluation.release_diff import compare_releases
+from sif_batch.jobs.reports.html import picture_of, render, write_file
 from sif_batch.query.index import Index
 from sif_batch.release.manifest import MANIFEST, check_release
 from sif_batch.storage.store import Store

@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.reports import plots
-from jobs.reports.html import check_extra, missing_extra, picture_of, render, write_file
-from jobs.reports.map_page import map_files, page_values
-from jobs.reports.map_places import Map, make_map
-from jobs.reports.neighbours import compare_neighbours, is_there, keeps_rows, open_release, strips
-from jobs.run_record import read_runs
-from jobs.terminal.table import describe_drift
 from sif_batch.config import SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
+from sif_batch.jobs.reports import plots
+from sif_batch.jobs.reports.html import check_extra, missing_extra, picture_of, render, write_file
+from sif_batch.jobs.reports.map_page import map_files, page_values
+from sif_batch.jobs.reports.map_places import Map, make_map
+from sif_batch.jobs.reports.neighbours import compare_neighbours, is_there, keeps_rows, open_release, strips
+from sif_batch.jobs.run_record import read_runs
+from sif_batch.jobs.terminal.table import describe_drift
 from sif_batch.ledger.live import failed_rows
 from sif_batch.query.index import Index
 from sif_batch.release.manifest import read_manifest

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.terminal import table
+from sif_batch.jobs.terminal import table
 
 WIDTH = 100
 

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jobs.progress import format_seconds
+from sif_batch.jobs.progress import format_seconds
 from sif_batch.query.index import Hit
 
 

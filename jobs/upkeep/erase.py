@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.nightly.candidate import build, fingerprints_of, quantize_parts
-from jobs.nightly.embed_stage import settle
-from jobs.progress import Reporter
-from jobs.settings import RunSettings
-from jobs.upkeep import erase_traces
-from jobs.upkeep.erase_plan import Erasure, find_erasure
-from pipelines.engines import check_options
 from sif_batch.config import GateSettings, RootRecord, SifBatchError
 from sif_batch.gate.checks import judge
 from sif_batch.index.quantizer import QuantizerRecord, read_record
+from sif_batch.jobs.nightly.candidate import build, fingerprints_of, quantize_parts
+from sif_batch.jobs.nightly.embed_stage import settle
+from sif_batch.jobs.progress import Reporter
+from sif_batch.jobs.settings import RunSettings
+from sif_batch.jobs.upkeep import erase_traces
+from sif_batch.jobs.upkeep.erase_plan import Erasure, find_erasure
 from sif_batch.ledger.catalog import Catalog, load_whole, taken_over, without_rows
 from sif_batch.ledger.content_index import known_path
 from sif_batch.ledger.gc import remove
 from sif_batch.ledger.parts import copy_rows, part_path
 from sif_batch.ledger.tombstones import FOLDER, add_erased
+from sif_batch.pipelines.engines import check_options
 from sif_batch.release.history import publish, read_history, read_top
 from sif_batch.release.local_copies import forget
 from sif_batch.release.manifest import MANIFEST, decided_of, inputs_digest, read_manifest

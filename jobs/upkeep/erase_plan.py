@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.upkeep.explain import find_key
 from sif_batch.config import RootRecord, SifBatchError
 from sif_batch.index.quantizer import load_quantizer
 from sif_batch.index.training_sample import likeness
+from sif_batch.jobs.upkeep.explain import find_key
 from sif_batch.ledger.catalog import Catalog, load_whole
 from sif_batch.ledger.parts import read_embeddings
 from sif_batch.ledger.tombstones import Erased, entry_hash, read_erased

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.progress import Reporter
-from jobs.run_record import read_runs
 from sif_batch.config import RootRecord
+from sif_batch.jobs.progress import Reporter
+from sif_batch.jobs.run_record import read_runs
 from sif_batch.ledger.catalog import Catalog, load_catalog
 from sif_batch.ledger.gc import Needs, kept_releases, needed_parts, needed_rows, parse_time, remove, size_of
 from sif_batch.ledger.plan import is_open

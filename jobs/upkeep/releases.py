@@ -71,7 +71,7 @@ def publish_by_hand(root: str, wanted: str | None = None) -> dict[str, Any]:
 
     Returns the new entry of history. Raises SifBatchError.
     """
-    from jobs.run_record import newest_candidate
+    from sif_batch.jobs.run_record import newest_candidate
 
     store, _ = open_root(root)
     with holding(store, "publish") as lease:

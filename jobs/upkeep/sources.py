@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.settings import check_apart
 from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.jobs.settings import check_apart
 from sif_batch.sources.listing import parse_sources
 from sif_batch.storage.lease import holding
 from sif_batch.storage.root import open_root, read_record

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jobs.run_record import last_run
+from sif_batch.jobs.run_record import last_run
 from sif_batch.ledger.live import failures_by_kind, read_collection
 from sif_batch.ledger.plan import open_plans
 from sif_batch.ledger.reconcile import spans_to_do, standing_rows

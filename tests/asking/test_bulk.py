@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic import DIMENSION, Row, build_release, entries_of, make_root, paths, vector_of
 
-from jobs.asking.bulk import search_in_bulk
-from jobs.asking.search import Asking
-from jobs.progress import Reporter
 from sif_batch.config import SifBatchError
+from sif_batch.jobs.asking.bulk import search_in_bulk
+from sif_batch.jobs.asking.search import Asking
+from sif_batch.jobs.progress import Reporter
 from sif_batch.query.bulk import HITS
 from sif_batch.query.index import Index
 
@@ -73,7 +73,7 @@ def test_rows_that_cannot_ask_say_why(index: Index, tmp_path: Path) -> None:
 def test_a_run_that_breaks_off_goes_on_and_gives_the_same_bytes(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import jobs.asking.bulk as module
+    import sif_batch.jobs.asking.bulk as module
 
     queries, out = write_vectors(tmp_path / "v.parquet", ASKED), tmp_path / "hits.parquet"
     bulk(index, queries, out, k=5)

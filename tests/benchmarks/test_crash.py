@@ -102,7 +102,7 @@ def test_a_child_killed_while_it_writes_leaves_nothing(
     modules.mkdir()
     (modules / "sitecustomize.py").write_text(KILL_ONCE)
     root = tmp_path / "root"
-    command = [sys.executable, "-m", "jobs.cli", "run", str(photos(3)), str(root), "--json"]
+    command = [sys.executable, "-m", "sif_batch.jobs.cli", "run", str(photos(3)), str(root), "--json"]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(modules), str(REPOSITORY)])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

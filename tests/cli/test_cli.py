@@ -14,8 +14,8 @@ from commands import Finished
 from paths import PHOTOS, REPOSITORY
 from PIL import Image
 
-from jobs.cli.main import cli
 from sif_batch.config import SifBatchError
+from sif_batch.jobs.cli.main import cli
 
 Run = Callable[..., Finished]
 PIZZA = sorted((PHOTOS / "pizza").iterdir())[0]

@@ -9,12 +9,12 @@ from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score, precision_recall_curve
 from synthetic import Row, build_release, checked, entries_of, make_root, vector_of
 
-from jobs.reports.evaluate import Evaluation, evaluate, worst_pictures
 from sif_batch.config import SifBatchError
 from sif_batch.evaluation import metrics
 from sif_batch.evaluation.metrics import LEVELS, PerQuery, Trial, averages, intervals, judge, plan_trials
 from sif_batch.evaluation.rankings import METRICS, rank_exactly
 from sif_batch.evaluation.relevance import by_labels, read_relevance
+from sif_batch.jobs.reports.evaluate import Evaluation, evaluate, worst_pictures
 from sif_batch.query.index import Index
 
 CUTS = (1, 5, 10)
@@ -453,7 +453,7 @@ def test_labels_that_are_nowhere_and_too_large_a_k_are_clear_errors(tmp_path: Pa
 
 
 def test_the_page_holds_figures_plots_and_pictures(tmp_path: Path, evaluations: dict[str, Evaluation]) -> None:
-    from jobs.reports.evaluation_page import write_evaluation
+    from sif_batch.jobs.reports.evaluation_page import write_evaluation
 
     for family, found in evaluations.items():
         write_evaluation(found, str(tmp_path / family))

@@ -23,13 +23,13 @@ from synthetic import (
     write_parts,
 )
 
-from jobs.nightly.embed_stage import ledger_of
-from jobs.nightly.index_stage import Indexed, index_collection
-from jobs.settings import RunSettings
 from sif_batch.config import IndexSettings, RootRecord, SifBatchError, Source
 from sif_batch.gate.drift import MAX_IMBALANCE, MAX_RATIO, measure_drift, why_drifted, why_outgrown, why_unfit
 from sif_batch.index.codes import quantize_part
 from sif_batch.index.quantizer import Quantizer, count_cells, imbalance_of, load_quantizer
+from sif_batch.jobs.nightly.embed_stage import ledger_of
+from sif_batch.jobs.nightly.index_stage import Indexed, index_collection
+from sif_batch.jobs.settings import RunSettings
 from sif_batch.machine.arithmetic import import_faiss
 from sif_batch.release.history import read_top
 from sif_batch.sources.listing import Listing

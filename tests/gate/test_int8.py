@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from paths import REPOSITORY
 
-from jobs.nightly.run import run
-from jobs.progress import Reporter
-from jobs.settings import RunSettings
 from sif_batch.config import Int8Settings, SifBatchError
 from sif_batch.encoders.installed import check_encoder
 from sif_batch.encoders.runtime import Encoder
 from sif_batch.encoders.spec import EncoderSpec, in_float
 from sif_batch.gate.int8 import check, judge
+from sif_batch.jobs.nightly.run import run
+from sif_batch.jobs.progress import Reporter
+from sif_batch.jobs.settings import RunSettings
 from sif_batch.machine.arithmetic import computes_int8
 from sif_batch.model_export.request import EncoderRequest
 from sif_batch.query.index import Index
@@ -108,7 +108,7 @@ def test_labels_judge_where_there_are_some(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_cannot_compute_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.nightly.int8_stage.computes_int8", lambda: False)
+    monkeypatch.setattr("sif_batch.jobs.nightly.int8_stage.computes_int8", lambda: False)
     with pytest.raises(SifBatchError, match="int8 needs a CPU with VNNI"):
         night(tmp_path / "root", encoder=EncoderRequest(precision="int8"))
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from paths import PHOTOS
 from synthetic import ENCODER, Row, checked, make_root, write_part
 
-from jobs.nightly.run import run
-from jobs.settings import RunSettings
-from jobs.upkeep.compact import compact
-from jobs.upkeep.gc import collect_garbage
-from jobs.upkeep.verify import verify
 from sif_batch.config import GateSettings
+from sif_batch.jobs.nightly.run import run
+from sif_batch.jobs.settings import RunSettings
+from sif_batch.jobs.upkeep.compact import compact
+from sif_batch.jobs.upkeep.gc import collect_garbage
+from sif_batch.jobs.upkeep.verify import verify
 from sif_batch.ledger.catalog import load_catalog, load_whole
 from sif_batch.ledger.compaction import plan_merges
 from sif_batch.ledger.parts import copy_rows, part_path

@@ -13,12 +13,22 @@ from commands import Finished
 from paths import PHOTOS
 from test_documents import schema
 
-from jobs.nightly.capacity import find_problems, fit_task, roughly_count
-from jobs.nightly.forecast import MB, Past, Sample, Task, foresee, lane_bytes, lanes_within, past_of, worker_bytes
-from jobs.nightly.timed_sample import count_images
-from jobs.settings import RunSettings
 from sif_batch.config import IndexSettings, SifBatchError, Source
 from sif_batch.index.quantizer_spec import choose_spec
+from sif_batch.jobs.nightly.capacity import find_problems, fit_task, roughly_count
+from sif_batch.jobs.nightly.forecast import (
+    MB,
+    Past,
+    Sample,
+    Task,
+    foresee,
+    lane_bytes,
+    lanes_within,
+    past_of,
+    worker_bytes,
+)
+from sif_batch.jobs.nightly.timed_sample import count_images
+from sif_batch.jobs.settings import RunSettings
 from sif_batch.ledger.plan import DEFAULT_LIMITS, OPEN, SPAN_SCHEMA
 from sif_batch.machine.devices import Lane
 from sif_batch.machine.memory import available_bytes, parse_size, peak_bytes, resident_bytes

@@ -183,7 +183,7 @@ def _first(folder: Path) -> str:
 
 def test_sigterm_ends_the_run_at_once_and_it_goes_on(sif_batch: Run, photos: Photos, tmp_path: Path) -> None:
     source, root = photos(60), tmp_path / "root"
-    command = [sys.executable, "-m", "jobs.cli", "run", str(source), str(root), "--shard-images", "4"]
+    command = [sys.executable, "-m", "sif_batch.jobs.cli", "run", str(source), str(root), "--shard-images", "4"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     parts = root / "parts"
     for _ in range(600):

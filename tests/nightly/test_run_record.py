@@ -7,8 +7,8 @@ from pathlib import Path
 
 from commands import Finished
 
-from jobs.run_record import EventLog, note_end
-from jobs.terminal.summary import summarise
+from sif_batch.jobs.run_record import EventLog, note_end
+from sif_batch.jobs.terminal.summary import summarise
 from sif_batch.storage.store import Store
 
 Run = Callable[..., Finished]

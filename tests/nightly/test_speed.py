@@ -1,7 +1,7 @@
 """The line that says what held a run back."""
 
-from jobs.nightly.embed_stage import Speed
-from jobs.nightly.speed import bottleneck, embedding_figures
+from sif_batch.jobs.nightly.embed_stage import Speed
+from sif_batch.jobs.nightly.speed import bottleneck, embedding_figures
 from sif_batch.machine.devices import Lane, usable_cores
 
 

@@ -18,9 +18,9 @@ pytest.importorskip("streamlit", reason="needs the extra page")
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 
-from jobs.page import serving
-from jobs.page.answers import MOST_UPLOADED
-from jobs.page.gallery import PageSettings
+from sif_batch.jobs.page import serving
+from sif_batch.jobs.page.answers import MOST_UPLOADED
+from sif_batch.jobs.page.gallery import PageSettings
 from sif_batch.query.index import Index
 
 APP = REPOSITORY / "jobs" / "page" / "app.py"

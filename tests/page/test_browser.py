@@ -15,8 +15,8 @@ from paths import PHOTOS, REPOSITORY
 from photo_roots import publish_photos
 from served import served
 
-from jobs.reports.map_page import map_files
-from jobs.reports.map_places import make_map
+from sif_batch.jobs.reports.map_page import map_files
+from sif_batch.jobs.reports.map_places import make_map
 from sif_batch.query.index import Index
 
 pytest.importorskip("streamlit", reason="needs the extra page")

@@ -15,12 +15,12 @@ from paths import PHOTOS, REPOSITORY
 from photo_roots import publish_photos
 from PIL import Image
 
-from jobs.page.answers import MOST, Question, answer, as_cards, random_key, where_between, where_values
-from jobs.page.gallery import Gallery, PageSettings
-from jobs.page.html_text import about_facts, about_usage, describe_key, plain
-from jobs.page.serve import check_port
-from jobs.page.thumbnails import Thumbnails
 from sif_batch.config import SifBatchError
+from sif_batch.jobs.page.answers import MOST, Question, answer, as_cards, random_key, where_between, where_values
+from sif_batch.jobs.page.gallery import Gallery, PageSettings
+from sif_batch.jobs.page.html_text import about_facts, about_usage, describe_key, plain
+from sif_batch.jobs.page.serve import check_port
+from sif_batch.jobs.page.thumbnails import Thumbnails
 from sif_batch.query.index import Index
 from sif_batch.query.usage_log import UsageLog, summarise
 
@@ -247,13 +247,13 @@ def test_a_port_in_use_is_one_line(sif_batch: Callable[..., Finished], root: Pat
 def test_a_port_that_is_taken_just_before_the_server_listens_is_one_line(root: Path) -> None:
     """The first look at the port is made too early here, as if another program came in between."""
     pytest.importorskip("streamlit", reason="needs the extra page")
-    early = "import jobs.page.serve as s; real = s.check_port; "
+    early = "import sif_batch.jobs.page.serve as s; real = s.check_port; "
     early += "s.check_port = lambda *given: setattr(s, 'check_port', real)"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         arguments = ["serve", str(root), "--port", str(taken.getsockname()[1]), "--json"]
-        command = [sys.executable, "-c", f"{early}; from jobs.cli.main import main; main()", *arguments]
+        command = [sys.executable, "-c", f"{early}; from sif_batch.jobs.cli.main import main; main()", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "cannot listen there" in done.stderr
     assert json.loads(done.stdout)["remedy"] == "give another --port or --host"

@@ -48,7 +48,7 @@ def command(
 def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
     """The command line, in a group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *arguments],
+        [sys.executable, "-m", "sif_batch.jobs.cli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -421,7 +421,7 @@ def wait_until(true: Callable[[], bool], else_said: str, timeout_s: float = TIME
 
 def verified(root: Path) -> bool:
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "verify", str(root), "--json"],
+        [sys.executable, "-m", "sif_batch.jobs.cli", "verify", str(root), "--json"],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.engines import check_options, in_this_process
-from pipelines.runner import as_told, telling_why
 from sif_batch.config import SifBatchError
+from sif_batch.pipelines.engines import check_options, in_this_process
+from sif_batch.pipelines.runner import as_told, telling_why
 
 SLOTS = 6
 

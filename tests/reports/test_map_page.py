@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from synthetic import DIMENSION, Row, build_release, entries_of, make_root, paths
 
-from jobs.reports.html import render
-from jobs.reports.map_page import COLOURS, colour_numbers, draw_map, map_files, page_values, scaled
-from jobs.reports.map_places import SCHEMA, TILE, Map, make_map, place_among, reduce_to
+from sif_batch.jobs.reports.html import render
+from sif_batch.jobs.reports.map_page import COLOURS, colour_numbers, draw_map, map_files, page_values, scaled
+from sif_batch.jobs.reports.map_places import SCHEMA, TILE, Map, make_map, place_among, reduce_to
 from sif_batch.query.index import Index
 
 

@@ -13,14 +13,22 @@ from paths import PHOTOS
 from PIL import Image
 from synthetic import Row, build_release, entries_of, make_root, paths
 
-from jobs.reports import html, plots
-from jobs.reports.compare import compare
-from jobs.reports.map_page import map_release
-from jobs.reports.map_places import TILE, Map, open_tile
-from jobs.reports.neighbours import compare_neighbours
-from jobs.reports.night import MOST_BYTES, find_run, make_report, near_twins, recall_plot, report_run, try_report
-from jobs.terminal.table import _changes
 from sif_batch.config import SifBatchError
+from sif_batch.jobs.reports import html, plots
+from sif_batch.jobs.reports.compare import compare
+from sif_batch.jobs.reports.map_page import map_release
+from sif_batch.jobs.reports.map_places import TILE, Map, open_tile
+from sif_batch.jobs.reports.neighbours import compare_neighbours
+from sif_batch.jobs.reports.night import (
+    MOST_BYTES,
+    find_run,
+    make_report,
+    near_twins,
+    recall_plot,
+    report_run,
+    try_report,
+)
+from sif_batch.jobs.terminal.table import _changes
 from sif_batch.query.index import Index
 from sif_batch.storage.store import Store
 

@@ -17,19 +17,19 @@ from commands import Quiet
 from paths import PHOTOS, REPOSITORY
 from test_lease import HOLD, Clock, of_another_machine
 
-from jobs.asking.bulk import search_in_bulk
-from jobs.asking.duplicates import find_duplicates
-from jobs.asking.search import Asking
-from jobs.nightly.run import run
-from jobs.settings import RunSettings
-from jobs.upkeep.compact import compact
-from jobs.upkeep.erase import erase
-from jobs.upkeep.gc import collect_garbage
-from jobs.upkeep.releases import publish_by_hand, releases, rollback
-from jobs.upkeep.verify import verify
 from scripts.engines import fetch
 from scripts.engines.stores import KEY, azure_server, gcs_server, s3_server
 from sif_batch.config import BusyError
+from sif_batch.jobs.asking.bulk import search_in_bulk
+from sif_batch.jobs.asking.duplicates import find_duplicates
+from sif_batch.jobs.asking.search import Asking
+from sif_batch.jobs.nightly.run import run
+from sif_batch.jobs.settings import RunSettings
+from sif_batch.jobs.upkeep.compact import compact
+from sif_batch.jobs.upkeep.erase import erase
+from sif_batch.jobs.upkeep.gc import collect_garbage
+from sif_batch.jobs.upkeep.releases import publish_by_hand, releases, rollback
+from sif_batch.jobs.upkeep.verify import verify
 from sif_batch.ledger.plan import Limits
 from sif_batch.machine.child import close_shared_children
 from sif_batch.query.index import Index

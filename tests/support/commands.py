@@ -10,7 +10,7 @@ from typing import Any
 
 from paths import REPOSITORY
 
-from jobs.progress import Reporter
+from sif_batch.jobs.progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Finished:
 
 def run_command(folder: Path, *arguments: object, timeout_s: float = 300) -> Finished:
     """Run `sif-batch` in `folder` as a user does: another process, exit code, stdout, stderr."""
-    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "sif_batch.jobs.cli", *map(str, arguments)]
     env = {"SIF_BATCH_REPORT": "0"} | os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=env, cwd=folder)
     return Finished(done.returncode, done.stdout, done.stderr)

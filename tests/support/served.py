@@ -15,7 +15,7 @@ from paths import REPOSITORY
 @contextlib.contextmanager
 def served(root: Path, folder: Path, *options: str) -> Iterator[str]:
     """The page's address. folder: where the server stands, and keeps its thumbnails."""
-    command = [sys.executable, "-m", "jobs.cli", "serve", str(root), "--port", "0", "--json", *options]
+    command = [sys.executable, "-m", "sif_batch.jobs.cli", "serve", str(root), "--port", "0", "--json", *options]
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "SIF_BATCH_CACHE": str(folder / "cache")}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, **pipes, text=True, env=env, cwd=folder)  # type: ignore[call-overload]

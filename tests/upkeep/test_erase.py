@@ -18,15 +18,15 @@ import pytest
 from commands import Quiet
 from paths import PHOTOS
 
-from jobs.nightly.run import run
-from jobs.settings import RunSettings
-from jobs.upkeep import erase as jobs_erase
-from jobs.upkeep.erase import erase
-from jobs.upkeep.explain import explain_image
-from jobs.upkeep.releases import releases, rollback
-from jobs.upkeep.verify import verify
 from sif_batch.config import BusyError, GateSettings, SifBatchError
 from sif_batch.gate.checks import judge
+from sif_batch.jobs.nightly.run import run
+from sif_batch.jobs.settings import RunSettings
+from sif_batch.jobs.upkeep import erase as jobs_erase
+from sif_batch.jobs.upkeep.erase import erase
+from sif_batch.jobs.upkeep.explain import explain_image
+from sif_batch.jobs.upkeep.releases import releases, rollback
+from sif_batch.jobs.upkeep.verify import verify
 from sif_batch.ledger.plan import Limits
 from sif_batch.ledger.tombstones import Erased, add_erased, entry_hash, read_erased
 from sif_batch.query.index import Index

@@ -89,7 +89,7 @@ def test_the_two_halves_make_what_run_makes(sif_batch: Run, photos: Photos, tmp_
 @contextmanager
 def slow_run(root: Path, *arguments: object) -> Iterator[subprocess.Popen]:
     """A run that has taken the lease and waits for an image, a pipe that nobody writes to."""
-    command = [sys.executable, "-m", "jobs.cli", "run", *map(str, arguments), str(root)]
+    command = [sys.executable, "-m", "sif_batch.jobs.cli", "run", *map(str, arguments), str(root)]
     process = subprocess.Popen(
         command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, text=True
     )

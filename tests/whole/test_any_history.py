@@ -27,16 +27,16 @@ from PIL import Image
 from synthetic import Row as Spelled
 from synthetic import entries_of, spans_of
 
-from jobs.nightly.candidate import build, quantize_parts
-from jobs.nightly.run import run
-from jobs.settings import RunSettings
-from jobs.upkeep.compact import compact
-from jobs.upkeep.erase import erase
-from jobs.upkeep.gc import collect_garbage
-from jobs.upkeep.releases import publish_by_hand, rollback
-from jobs.upkeep.verify import verify
 from sif_batch.config import BusyError, GateSettings, RootRecord, SifBatchError
 from sif_batch.index.quantizer import read_record
+from sif_batch.jobs.nightly.candidate import build, quantize_parts
+from sif_batch.jobs.nightly.run import run
+from sif_batch.jobs.settings import RunSettings
+from sif_batch.jobs.upkeep.compact import compact
+from sif_batch.jobs.upkeep.erase import erase
+from sif_batch.jobs.upkeep.gc import collect_garbage
+from sif_batch.jobs.upkeep.releases import publish_by_hand, rollback
+from sif_batch.jobs.upkeep.verify import verify
 from sif_batch.ledger.catalog import load_catalog, load_whole
 from sif_batch.ledger.live import live_rows
 from sif_batch.ledger.parts import encode_part, part_path

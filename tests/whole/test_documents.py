@@ -17,7 +17,7 @@ from commands import run_command
 from paths import PHOTOS, REPOSITORY
 from test_docs import BLOCK
 
-from jobs.cli.main import cli
+from sif_batch.jobs.cli.main import cli
 from sif_batch.query.index import Index
 
 SCHEMAS = REPOSITORY / "docs" / "schemas"

@@ -14,8 +14,8 @@ import pytest
 import write_faults
 from paths import PHOTOS, SUPPORT
 
-from jobs.cli import main
-from jobs.upkeep.verify import verify
+from sif_batch.jobs.cli import main
+from sif_batch.jobs.upkeep.verify import verify
 from sif_batch.machine.child import close_shared_children
 from sif_batch.query.index import Index
 from sif_batch.release.assembly import write_index

@@ -1,7 +1,9 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,23 +22,54 @@ print(json.dumps({"keys": [hit.key for hit in hits], "loaded": loaded}))
 """
 
 
+def uv() -> str:
+    found = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    if found is None:
+        pytest.skip("needs uv, which make test installs")
+    return found
+
+
+def test_what_is_built_holds_every_module_under_one_name(checkout: Path, tmp_path: Path) -> None:
+    """The wheel made from the sdist: jobs and pipelines lie in sif_batch there, with their templates and styles."""
+    out = tmp_path / "dist"
+    done = subprocess.run([uv(), "build", "--out-dir", str(out)], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = set(zipfile.ZipFile(next(out.glob("*.whl"))).namelist())
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"sif_batch"}
+    suffixes = (".py", ".css", ".js", ".html", ".j2", ".onnx", ".json", ".jpg")
+    for top, into in (("sif_batch", ""), ("jobs", "sif_batch/"), ("pipelines", "sif_batch/")):
+        held = [file.relative_to(checkout) for file in (checkout / top).rglob("*") if file.suffix in suffixes]
+        assert held and not [file for file in held if f"{into}{file}" not in names]
+
+
+def test_a_users_own_modules_of_our_folders_names_stop_nothing(tmp_path: Path) -> None:
+    (tmp_path / "jobs.py").write_text("raise SystemExit('not ours')\n")
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "__init__.py").write_text("raise SystemExit('not ours')\n")
+    command = Path(sys.executable).with_name("sif-batch")
+    if not command.exists():
+        pytest.skip("needs sif-batch installed beside this Python")
+    for arguments in (["--version"], ["run", str(tmp_path / "nowhere"), str(tmp_path / "root")]):
+        env = os.environ | {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run([command, *arguments], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120)
+        assert "not ours" not in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "nowhere" in done.stderr
+
+
 def test_a_base_install_answers_from_a_copied_release(
     sif_batch: Callable[..., Finished], photos: Callable[[int], Path], checkout: Path, tmp_path: Path
 ) -> None:
-    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
-    if uv is None:
-        pytest.skip("needs uv, which make test installs")
     source = photos(12)
     release = sif_batch("run", source, tmp_path / "root", "--json").json["release"]
     shutil.copytree(tmp_path / "root/releases" / release, tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "root")
 
     python = tmp_path / "reader/bin/python"
-    install = [uv, "pip", "install", "--quiet", "--python", str(python), "--constraint", "requirements.txt", "."]
-    for command in ([uv, "venv", "--quiet", "--python", sys.executable, str(tmp_path / "reader")], install):
+    install = [uv(), "pip", "install", "--quiet", "--python", str(python), "--constraint", "requirements.txt", "."]
+    for command in ([uv(), "venv", "--quiet", "--python", sys.executable, str(tmp_path / "reader")], install):
         done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
-    listed = [uv, "pip", "list", "--quiet", "--python", str(python), "--format", "json"]
+    listed = [uv(), "pip", "list", "--quiet", "--python", str(python), "--format", "json"]
     names = {package["name"] for package in json.loads(subprocess.check_output(listed))}
     assert "sif-batch" in names and not names & {"torch", "apache-beam"}
 

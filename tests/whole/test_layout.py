@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from paths import PHOTOS
 
-from jobs.nightly.run import run
-from jobs.progress import Reporter
-from jobs.settings import RunSettings
-from jobs.upkeep.releases import releases
-from jobs.upkeep.sources import add_sources
-from jobs.upkeep.verify import verify
 from sif_batch.config import LAYOUT, GateSettings, SifBatchError
 from sif_batch.encoders.networks import BUILT_IN
+from sif_batch.jobs.nightly.run import run
+from sif_batch.jobs.progress import Reporter
+from sif_batch.jobs.settings import RunSettings
+from sif_batch.jobs.upkeep.releases import releases
+from sif_batch.jobs.upkeep.sources import add_sources
+from sif_batch.jobs.upkeep.verify import verify
 from sif_batch.machine.child import close_shared_children
 from sif_batch.query.index import Index
 from sif_batch.storage.root import read_record
