@@ -30,10 +30,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.upkeep.verify import verify
 from sif_batch.query.index import Index
-from sif_batch.storage.store import TEMPORARY
+from sif_batch.storage.temporary_files import TEMPORARY
 
 REPOSITORY = Path(__file__).parents[1]
 PHOTOS = REPOSITORY / "examples" / "photos"

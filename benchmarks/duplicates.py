@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 
 from benchmarks import synthetic_roots
 from benchmarks.embed import REPOSITORY, watch
+from sif_batch.digests import digest
 from sif_batch.index.codes import codes_path, encode_codes
 from sif_batch.index.quantizer import load_quantizer
 from sif_batch.release.assembly import Placement, assemble
 from sif_batch.release.manifest import files_of, seal
-from sif_batch.storage.store import Store, digest
+from sif_batch.storage.store import Store
 
 THRESHOLD = 0.95
 EXACT, NEAR = 100, 50  # one row of so many is a copy, is nearly one

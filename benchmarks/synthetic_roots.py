@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sif_batch.config import IndexSettings, RootRecord, Source
+from sif_batch.digests import digest
 from sif_batch.encoders.installed import built_in_spec, install_encoder
 from sif_batch.index.codes import codes_path, encode_table
 from sif_batch.index.quantizer import Quantizer, QuantizerRecord, load_quantizer, train
@@ -20,7 +21,7 @@ from sif_batch.ledger.parts import encode_part, part_path
 from sif_batch.machine.arithmetic import quantizing_fingerprint
 from sif_batch.sources.listing import LISTING_SCHEMA, Listing
 from sif_batch.sources.names import hash_of, key_of
-from sif_batch.storage.store import Store, digest
+from sif_batch.storage.store import Store
 
 SOURCE = Source(name="made", url="/made")
 CENTRES = 1000

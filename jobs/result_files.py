@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sif_batch.config import SifBatchError
-from sif_batch.storage.store import Store, temporary_name
+from sif_batch.errors import SifBatchError
+from sif_batch.storage.store import Store
+from sif_batch.storage.temporary_files import temporary_name
 
 ROW_GROUP = 2**20
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sif_batch
-from sif_batch.config import canonical_json
+from sif_batch.digests import canonical_json
 from sif_batch.jobs.settings import RunSettings
 from sif_batch.machine.arithmetic import computes_int8, instruction_set
 from sif_batch.machine.devices import usable_cores

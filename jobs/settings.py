@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from sif_batch.config import Frozen, GateSettings, IndexSettings, Int8Settings, RootRecord, SifBatchError, Source
+from sif_batch.config import Frozen, GateSettings, IndexSettings, Int8Settings, RootRecord, Source
 from sif_batch.embedding.supervision import IMAGE_TIMEOUT_S
+from sif_batch.errors import SifBatchError
 from sif_batch.ledger.plan import Limits
 from sif_batch.ledger.reconcile import MAX_ATTEMPTS
 from sif_batch.machine.devices import Device, usable_cores
@@ -15,7 +16,8 @@ from sif_batch.model_export.choose import Chosen, Say, choose_encoder
 from sif_batch.model_export.request import EncoderRequest
 from sif_batch.sources.files import base_of
 from sif_batch.sources.listing import parse_sources
-from sif_batch.storage.store import Store, is_local, open_filesystem
+from sif_batch.storage.store import Store
+from sif_batch.storage.urls import is_local, open_filesystem
 
 Retrain = Literal["auto", "never", "now"]
 

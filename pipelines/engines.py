@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 
 FLINK_LOCAL = ("[local]", "[auto]")
 SPARK_LOCAL = re.compile(r"^local(\[.+\])?$")

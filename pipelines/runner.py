@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.digests import canonical_json
+from sif_batch.errors import SifBatchError
 from sif_batch.pipelines.engines import serve_jobs, stop_serving
 from sif_batch.pipelines.logs import silence
 

@@ -7,7 +7,7 @@ worker expects it. Nothing is fetched: sif-batch is installed on the node.
 import os
 import sys
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 
 ASK_S = 60.0
 

@@ -1,32 +1,14 @@
-"""Frozen settings, validated once, and the one error type that a person is meant to read."""
+"""Settings and records: frozen, validated models that ROOT and releases store as JSON."""
 
-import json
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from sif_batch.digests import canonical_json
 
 LAYOUT = 1
 Family = Literal["auto", "flat", "ivf-flat", "ivf-pq", "ivf-rabitq", "hnsw"]
 Metric = Literal["cosine", "euclidean", "pearson"]
-
-
-class SifBatchError(ValueError):
-    """A failure that names the value and what was expected; `remedy` says what to do next."""
-
-    exit_code = 1
-
-    def __init__(self, message: str, remedy: str = ""):
-        super().__init__(message)
-        self.remedy = remedy
-
-    def __reduce__(self) -> tuple[Any, ...]:  # crosses the child's pipe with its remedy
-        return type(self), (str(self), self.remedy)
-
-
-class BusyError(SifBatchError):
-    """Another process holds ROOT."""
-
-    exit_code = 4
 
 
 class Frozen(BaseModel):
@@ -103,8 +85,3 @@ class RootRecord(Frozen):
     encoder: str
     index: IndexSettings
     metadata: str | None = None
-
-
-def canonical_json(value: Any) -> bytes:
-    """`value` as sorted, compact UTF-8 JSON: equal values, equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sif_batch.config import IndexSettings, RootRecord, SifBatchError, canonical_json
+from sif_batch.config import IndexSettings, RootRecord
+from sif_batch.digests import canonical_json, digest
 from sif_batch.encoders.installed import install_encoder
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.asking.search import Asking
 from sif_batch.jobs.fan_out import spread
 from sif_batch.jobs.nightly.embed_stage import embed_collection
@@ -26,7 +28,8 @@ from sif_batch.pipelines.engines import check_options
 from sif_batch.query.bulk import ANSWERS, HITS, Columns, find_columns, read_queries
 from sif_batch.query.index import Index
 from sif_batch.sources.listing import parse_sources
-from sif_batch.storage.store import Store, digest, open_filesystem
+from sif_batch.storage.store import Store
+from sif_batch.storage.urls import open_filesystem
 
 PART_COLUMNS = Columns("embedding", "key", "error")
 

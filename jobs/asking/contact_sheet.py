@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.asking.search import Answer
 from sif_batch.jobs.reports.html import write_file
 from sif_batch.query.index import Hit

@@ -4,7 +4,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sif_batch.config import Frozen, SifBatchError
+from sif_batch.config import Frozen
+from sif_batch.errors import SifBatchError
 from sif_batch.evaluation.judgements import keep_judgements
 from sif_batch.query.index import Hit, Index
 from sif_batch.query.usage_log import UsageLog

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 import sif_batch
-from sif_batch.config import GateSettings, IndexSettings, Int8Settings, SifBatchError
+from sif_batch.config import GateSettings, IndexSettings, Int8Settings
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
 from sif_batch.jobs.progress import Reporter
 from sif_batch.jobs.run_record import note_end

@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.config import RootRecord, SifBatchError, canonical_json
+from sif_batch.config import RootRecord
+from sif_batch.digests import canonical_json
+from sif_batch.errors import SifBatchError
 from sif_batch.gate.checks import all_finite, check_sanity, fresh_rows, measure_fresh, measure_recall
 from sif_batch.gate.drift import measure_drift
 from sif_batch.gate.ground_truth import exact_neighbours

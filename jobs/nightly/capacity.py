@@ -7,9 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.config import RootRecord
 from sif_batch.encoders.installed import read_spec
 from sif_batch.encoders.spec import EncoderSpec
+from sif_batch.errors import SifBatchError
 from sif_batch.gate.drift import why_outgrown, why_unfit
 from sif_batch.index.quantizer import QuantizerRecord, read_record
 from sif_batch.index.quantizer_spec import choose_family, choose_spec

@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from sif_batch.config import SifBatchError
 from sif_batch.encoders.installed import model_bytes
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.nightly.capacity import find_problems, fit_task, free_disk, make_task, read_past
 from sif_batch.jobs.nightly.forecast import foresee
 from sif_batch.jobs.nightly.run import list_collection, settle_encoder

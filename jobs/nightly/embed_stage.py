@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.config import RootRecord
 from sif_batch.encoders.installed import read_spec
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.nightly.capacity import fit_run
 from sif_batch.jobs.progress import Reporter, process_age_s, watching_folder
 from sif_batch.jobs.settings import RunSettings

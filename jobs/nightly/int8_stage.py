@@ -3,8 +3,9 @@
 import tempfile
 from pathlib import Path
 
-from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.config import RootRecord
 from sif_batch.encoders.installed import model_bytes
+from sif_batch.errors import SifBatchError
 from sif_batch.gate.int8 import candidates
 from sif_batch.jobs.progress import Reporter
 from sif_batch.jobs.settings import RunSettings

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.gate.checks import judge_recall
 from sif_batch.gate.drift import why_drifted, why_outgrown, why_unfit
 from sif_batch.index.quantizer import QuantizerRecord, read_record, train_quantizer

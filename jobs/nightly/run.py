@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 import sif_batch
-from sif_batch.config import IndexSettings, RootRecord, SifBatchError
+from sif_batch.config import IndexSettings, RootRecord
 from sif_batch.encoders.installed import check_encoder, install_encoder
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.nightly.embed_stage import Embedded, embed_collection, ledger_of
 from sif_batch.jobs.nightly.index_stage import Indexed, index_collection
 from sif_batch.jobs.nightly.int8_stage import lower_encoder, say_cost

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.query.filters import KEYWORDS
 from sif_batch.query.index import Hit, Index
 from sif_batch.sources.originals import thumbnail

@@ -4,7 +4,7 @@ import traceback
 
 import streamlit as st
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.page.ask_page import look_page
 from sif_batch.jobs.page.html_text import about_usage, icon, read_asset, readable_error
 from sif_batch.jobs.page.serving import gallery

@@ -12,7 +12,7 @@ from typing import Any
 
 import streamlit as st
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.evaluation.judgements import keep_judgements
 from sif_batch.jobs.page.answers import Answer, Question, answer, digest_of, random_key
 from sif_batch.jobs.page.controls import ask, show_controls

@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.jobs.page.answers import MOST, UPLOADS, K, check_upload, random_key, where_between, where_values
 from sif_batch.jobs.page.gallery import Gallery

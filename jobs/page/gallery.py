@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from sif_batch.config import Frozen, SifBatchError
+from sif_batch.config import Frozen
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.page.thumbnails import Picture, Thumbnails, thumbnails_home
 from sif_batch.jobs.run_record import read_runs
 from sif_batch.query.index import Index, find_release

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT, ImageError
 from sif_batch.jobs.page.answers import Card
 from sif_batch.jobs.page.gallery import Facts

@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.page.answers import MOST_UPLOADED
 from sif_batch.jobs.page.gallery import PageSettings
 from sif_batch.jobs.page.serving import open_gallery

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.machine.devices import usable_cores
 from sif_batch.release.local_copies import cache_home
 from sif_batch.sources.originals import read_uri, thumbnail
-from sif_batch.storage.store import temporary_name
+from sif_batch.storage.temporary_files import temporary_name
 
 SIDES = (320, 800)  # pixels of the longer side: in the grid, of the image asked with
 MOST_BYTES = 500_000_000  # of all thumbnails

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.reports.html import check_extra
 from sif_batch.jobs.reports.neighbours import compare_neighbours, write_comparison
 from sif_batch.query.index import Index

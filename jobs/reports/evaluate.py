@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.config import RootRecord
+from sif_batch.errors import SifBatchError
 from sif_batch.evaluation.metrics import (
     CUTS,
     Judged,

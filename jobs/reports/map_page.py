@@ -9,7 +9,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.reports.html import check_extra, data_url, png_bytes, render, write_file
 from sif_batch.jobs.reports.map_places import MANY, SMALL_TILE, TILE, Map, make_map, open_tile
 from sif_batch.jobs.run_record import read_runs

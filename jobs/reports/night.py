@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
 from sif_batch.jobs.reports import plots
 from sif_batch.jobs.reports.html import check_extra, missing_extra, picture_of, render, write_file

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sif_batch.config import GateSettings, RootRecord, SifBatchError
+from sif_batch.config import GateSettings, RootRecord
+from sif_batch.errors import SifBatchError
 from sif_batch.gate.checks import judge
 from sif_batch.index.quantizer import QuantizerRecord, read_record
 from sif_batch.jobs.nightly.candidate import build, fingerprints_of, quantize_parts
@@ -18,7 +19,6 @@ from sif_batch.jobs.upkeep import erase_traces
 from sif_batch.jobs.upkeep.erase_plan import Erasure, find_erasure
 from sif_batch.ledger.catalog import Catalog, load_whole, taken_over, without_rows
 from sif_batch.ledger.content_index import known_path
-from sif_batch.ledger.gc import remove
 from sif_batch.ledger.parts import copy_rows, part_path
 from sif_batch.ledger.tombstones import FOLDER, add_erased
 from sif_batch.pipelines.engines import check_options
@@ -29,7 +29,7 @@ from sif_batch.release.rebuild import read_images, released_rows, without_querie
 from sif_batch.sources.listing import Listing, listing_names
 from sif_batch.storage.lease import Lease, check_free, holding
 from sif_batch.storage.root import open_root
-from sif_batch.storage.store import Store
+from sif_batch.storage.store import Store, remove
 
 RECOUNTED = ("listed", "failed", "failed_by_kind", "stale")
 

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.config import RootRecord
+from sif_batch.errors import SifBatchError
 from sif_batch.index.quantizer import load_quantizer
 from sif_batch.index.training_sample import likeness
 from sif_batch.jobs.upkeep.explain import find_key

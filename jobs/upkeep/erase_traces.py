@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sif_batch.digests import digest
 from sif_batch.ledger.tombstones import Erased
 from sif_batch.release.manifest import MANIFEST
 from sif_batch.sources.listing import Listing, listing_names
-from sif_batch.storage.store import Store, digest
+from sif_batch.storage.store import Store
 
 PAGES = ("report.html", "map.html", "map.png", "map.parquet")
 FORGOTTEN = "[erased]"

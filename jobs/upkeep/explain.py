@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.config import RootRecord
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
 from sif_batch.ledger.live import live_rows, read_collection
 from sif_batch.ledger.reconcile import standing_rows

@@ -14,7 +14,7 @@ from sif_batch.config import RootRecord
 from sif_batch.jobs.progress import Reporter
 from sif_batch.jobs.run_record import read_runs
 from sif_batch.ledger.catalog import Catalog, load_catalog
-from sif_batch.ledger.gc import Needs, kept_releases, needed_parts, needed_rows, parse_time, remove, size_of
+from sif_batch.ledger.gc import Needs, kept_releases, needed_parts, needed_rows, parse_time
 from sif_batch.ledger.plan import is_open
 from sif_batch.ledger.reconcile import stale_rows, standing_rows
 from sif_batch.release.history import read_history, sealed_releases
@@ -23,7 +23,7 @@ from sif_batch.release.rebuild import read_images
 from sif_batch.sources.listing import LISTING_SCHEMA, Listing, listing_names
 from sif_batch.storage.lease import check_free, holding
 from sif_batch.storage.root import open_root
-from sif_batch.storage.store import Store
+from sif_batch.storage.store import Store, remove, size_of
 
 KEEP_RUNS = 30
 LAST = {"releases": MANIFEST, "quantizers": "quantizer.json", "encoders": "encoder.json"}  # whole while it stands

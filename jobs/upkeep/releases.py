@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from sif_batch.config import GateSettings, SifBatchError
+from sif_batch.config import GateSettings
+from sif_batch.errors import SifBatchError
 from sif_batch.gate.checks import judge
 from sif_batch.release.history import check_undamaged, find_sealed, publish, read_history, read_top, sealed_releases
 from sif_batch.release.manifest import MANIFEST, read_manifest

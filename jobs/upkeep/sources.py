@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.config import RootRecord
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.settings import check_apart
 from sif_batch.sources.listing import parse_sources
 from sif_batch.storage.lease import holding

@@ -6,8 +6,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sif_batch.config import RootRecord, SifBatchError
+from sif_batch.config import RootRecord
 from sif_batch.encoders.installed import check_encoder
+from sif_batch.errors import SifBatchError
 from sif_batch.index.quantizer import load_quantizer
 from sif_batch.ledger.tombstones import read_erased
 from sif_batch.release.history import read_history, sealed_releases

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.digests import canonical_json
 from sif_batch.encoders.installed import read_spec
 from sif_batch.encoders.runtime import Encoder
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.ledger.content_index import Known
 from sif_batch.ledger.parts import container_spans, encode_part, part_path

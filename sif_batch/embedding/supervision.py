@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from sif_batch.config import SifBatchError
 from sif_batch.embedding.shard import ShardStats
+from sif_batch.errors import SifBatchError
 from sif_batch.machine.child import STALL_S, Child, ChildDied
 from sif_batch.machine.devices import Lane
 from sif_batch.machine.memory import resident_bytes

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from sif_batch.config import SifBatchError
 from sif_batch.encoders.image_input import ImageReader
 from sif_batch.encoders.networks import HERE
 from sif_batch.encoders.spec import EncoderSpec
+from sif_batch.errors import SifBatchError
 
 MIN_COSINE = 0.9999
 PHOTOS = HERE / "photos"

@@ -2,10 +2,11 @@
 
 import json
 
-from sif_batch.config import SifBatchError
+from sif_batch.digests import digest
 from sif_batch.encoders.networks import BUILT_IN
 from sif_batch.encoders.spec import EncoderSpec
-from sif_batch.storage.store import Store, digest
+from sif_batch.errors import SifBatchError
+from sif_batch.storage.store import Store
 
 
 def built_in_spec(name: str) -> EncoderSpec:

@@ -5,7 +5,7 @@ import onnx2torch
 import torch
 from onnx import numpy_helper
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 
 OPSET = 17  # the newest whose operators onnx2torch knows; of 18 the encoders use what `_lower` undoes
 REDUCTIONS = {"ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceL1", "ReduceProd", "ReduceLogSumExp"}

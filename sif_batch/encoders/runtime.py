@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from sif_batch.config import SifBatchError
 from sif_batch.encoders.image_input import ImageReader
 from sif_batch.encoders.spec import EncoderSpec
+from sif_batch.errors import SifBatchError
 
 CPU_BATCH = 4  # larger ones are slower and hold more memory: 128 MB for two threads at 1, 788 MB at 32
 GPU_BATCH = 32

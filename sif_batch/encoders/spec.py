@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from sif_batch.config import Frozen
-from sif_batch.storage.store import digest
+from sif_batch.digests import digest
 
 Fit = Literal["crop", "pad"]
 Filter = Literal["bilinear", "bicubic", "lanczos", "hamming"]

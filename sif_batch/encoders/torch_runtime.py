@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import torch
 
-from sif_batch.config import SifBatchError
 from sif_batch.encoders.check_photos import MIN_COSINE, check_pixels
 from sif_batch.encoders.onnx_to_torch import to_torch
 from sif_batch.encoders.spec import EncoderSpec
+from sif_batch.errors import SifBatchError
 
 ARITHMETICS = (torch.float16, torch.bfloat16, torch.float32)  # the first that is exact enough
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sif_batch.config import SifBatchError
-from sif_batch.storage.store import Store, digest
+from sif_batch.digests import digest
+from sif_batch.errors import SifBatchError
+from sif_batch.storage.store import Store
 
 SCHEMA = pa.schema(
     [("query", pa.string()), ("key", pa.string()), ("right", pa.bool_()), ("time", pa.timestamp("us", "UTC"))]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.evaluation.rankings import METRICS, Space, rank_by_release, rank_exactly
 from sif_batch.evaluation.relevance import Relevance
 from sif_batch.query.index import Index

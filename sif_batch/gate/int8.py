@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sif_batch.config import Int8Settings, SifBatchError, Source, canonical_json
+from sif_batch.config import Int8Settings, Source
+from sif_batch.digests import canonical_json, digest
 from sif_batch.encoders.runtime import Encoder
 from sif_batch.encoders.spec import EncoderSpec
+from sif_batch.errors import SifBatchError
 from sif_batch.evaluation.metrics import evaluate_exact
 from sif_batch.evaluation.relevance import by_labels
 from sif_batch.failures import ImageError
@@ -23,7 +25,6 @@ from sif_batch.ledger.plan import Limits
 from sif_batch.sources.containers import container_kind
 from sif_batch.sources.names import hash_of, key_of, member_key
 from sif_batch.sources.reading import read_container, read_file
-from sif_batch.storage.store import digest
 
 CALIBRATE, JUDGE, FEWEST = 256, 1000, 64
 SAMPLE_BYTES = 256 * 2**20  # of pixels

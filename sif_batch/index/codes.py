@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sif_batch.config import SifBatchError
+from sif_batch.digests import digest
+from sif_batch.errors import SifBatchError
 from sif_batch.index.codebooks import encoder_of
 from sif_batch.index.quantizer import Quantizer, load_quantizer
 from sif_batch.index.quantizer_spec import QuantizerSpec
@@ -20,7 +21,7 @@ from sif_batch.index.training_sample import likeness
 from sif_batch.ledger.parts import embeddings_of, part_path
 from sif_batch.machine.arithmetic import import_faiss, in_blocks
 from sif_batch.machine.child import keep_memory
-from sif_batch.storage.store import Store, digest
+from sif_batch.storage.store import Store
 
 ROUGHLY = 1e-4  # relative error of a squared distance in float32, with room
 PAIRS_AT_ONCE = 8192

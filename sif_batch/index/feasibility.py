@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sif_batch.config import Frozen, IndexSettings, SifBatchError
+from sif_batch.config import Frozen, IndexSettings
+from sif_batch.errors import SifBatchError
 from sif_batch.index.codebooks import encoder_of
 from sif_batch.index.quantizer_spec import FLOAT16_ABOVE, QuantizerSpec
 from sif_batch.index.recall import NEIGHBOURS, lower_and_upper

@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sif_batch.config import Frozen, IndexSettings, SifBatchError, canonical_json
+from sif_batch.config import Frozen, IndexSettings
+from sif_batch.digests import canonical_json, digest
+from sif_batch.errors import SifBatchError
 from sif_batch.index.codebooks import encoder_of, train_codebook
 from sif_batch.index.feasibility import Prospect, promise, prospect_of
 from sif_batch.index.quantizer_spec import QuantizerSpec, choose_family, choose_spec
 from sif_batch.index.similarity import Transform, fit_pca
 from sif_batch.index.training_sample import SAMPLED, likeness, read_rows, sample_rows
 from sif_batch.machine.arithmetic import import_faiss, in_blocks, quantizing_fingerprint
-from sif_batch.storage.store import Store, digest
+from sif_batch.storage.store import Store
 
 PIECE_ROWS = 4096
 PCA_ROWS = 32_768  # enough for a covariance

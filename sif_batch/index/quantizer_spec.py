@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from sif_batch.config import Frozen, IndexSettings, SifBatchError
+from sif_batch.config import Frozen, IndexSettings
+from sif_batch.errors import SifBatchError
 from sif_batch.index.rerank_rows import FACTOR, RowForm, row_type, row_width
 
 FLAT_BELOW = 10_000

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.machine.arithmetic import BLOCK_ROWS, project
 
 Projection = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.ledger.parts import FIRST_ROWS, part_path, read_columns
 from sif_batch.storage.store import Store
 

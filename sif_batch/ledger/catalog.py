@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sif_batch.config import canonical_json
+from sif_batch.digests import canonical_json, digest, sha256_of
 from sif_batch.ledger.entry_digests import entry_digests
 from sif_batch.ledger.parts import LIGHT, PART_SCHEMA, SPAN, container_spans, part_path, read_light, replaces
 from sif_batch.ledger.plan import SPAN_SCHEMA
 from sif_batch.ledger.tombstones import read_erased
-from sif_batch.storage.store import Store, digest, sha256_of
+from sif_batch.storage.store import Store
 from sif_batch.storage.table_file import TableFile
 
 READERS = 8

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.digests import canonical_json
+from sif_batch.errors import SifBatchError
 from sif_batch.ledger.catalog import Catalog
 from sif_batch.ledger.parts import part_path, read_columns
 from sif_batch.storage.store import Store

@@ -1,9 +1,6 @@
 """What a ROOT holds that nothing needs any more. Planned purely from what stands; removed whole."""
 
-import contextlib
 import itertools
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +13,6 @@ import pyarrow.compute as pc
 from sif_batch.ledger.catalog import Catalog
 from sif_batch.ledger.entry_digests import ENTRY
 from sif_batch.ledger.reconcile import Standing
-from sif_batch.storage.store import Store, temporary_name
 
 
 @dataclass(frozen=True)
@@ -75,26 +71,3 @@ def parse_time(text: str) -> datetime:
         except ValueError:
             continue
     return datetime.max.replace(tzinfo=UTC)  # of another hand: young
-
-
-def remove(store: Store, name: str, first: str = "") -> None:
-    """Remove a file or folder of ROOT. A folder is gone at once, or after its file `first` no longer whole."""
-    if not store.local:
-        for path in ([f"{name}/{first}"] if first else []) + [name]:
-            with contextlib.suppress(FileNotFoundError):
-                store.fs.rm(store.path(path), recursive=path == name)
-        return
-    path = store.path(name)
-    if not os.path.isdir(path):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        return
-    aside = os.path.join(os.path.dirname(path), temporary_name())
-    os.rename(path, aside)
-    shutil.rmtree(aside, ignore_errors=True)  # what is left, a later run sweeps
-
-
-def size_of(store: Store, name: str) -> int:
-    """Bytes of a file or of all files in a folder."""
-    found = store.fs.find(store.path(name), detail=True)
-    return sum(info["size"] or 0 for info in found.values())

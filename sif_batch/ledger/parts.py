@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.digests import canonical_json, digest
+from sif_batch.errors import SifBatchError
 from sif_batch.sources.containers import container_kind
-from sif_batch.storage.store import Store, digest
+from sif_batch.storage.store import Store
 
 PART_SCHEMA = pa.schema(
     [

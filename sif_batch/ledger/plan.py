@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from sif_batch.config import Frozen, SifBatchError, Source, canonical_json
+from sif_batch.config import Frozen, Source
+from sif_batch.digests import canonical_json, digest
+from sif_batch.errors import SifBatchError
 from sif_batch.images.decode import MAX_BYTES, MAX_PIXELS
 from sif_batch.sources.containers import are_containers
-from sif_batch.storage.store import Store, digest
+from sif_batch.storage.store import Store
 
 MAX_SHARD_IMAGES = 65_535  # a row's number in its part is a uint16
 ROW_GROUP = 16_384

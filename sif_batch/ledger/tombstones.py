@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.config import Frozen, SifBatchError, canonical_json
+from sif_batch.config import Frozen
+from sif_batch.digests import canonical_json, digest
+from sif_batch.errors import SifBatchError
 from sif_batch.sources.listing import Listing, keys_of
 from sif_batch.sources.names import hash_of
-from sif_batch.storage.store import Store, digest
+from sif_batch.storage.store import Store
 
 FOLDER = "erased"
 

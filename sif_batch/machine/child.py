@@ -22,7 +22,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import IO, Any
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 
 POLL_S = 1.0
 STALL_S = 120.0

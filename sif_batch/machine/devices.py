@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 
 Device = Literal["auto", "cpu", "cuda", "torch-cpu"]  # torch-cpu: the GPU's path without one, to try it
 CPU_THREADS, GPU_THREADS = 8, 4  # of a process at most: beyond, Python's lock keeps them from one another

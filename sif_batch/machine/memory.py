@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 SIZE = re.compile(r"^(\d+(?:\.\d+)?) ?([kmgt]?)i?b?$", re.IGNORECASE)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sif_batch.config import SifBatchError
 from sif_batch.encoders.installed import built_in_spec, read_spec
 from sif_batch.encoders.networks import BUILT_IN, DEFAULT
 from sif_batch.encoders.spec import EncoderSpec, in_float
+from sif_batch.errors import SifBatchError
 from sif_batch.machine.child import Child, ChildDied
 from sif_batch.model_export.request import EXACT, FIELD_OF, EncoderRequest, asked_fields, check_request, source_of
 from sif_batch.model_export.stated_preprocessing import geometry

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 
 GEM_POWER, GEM_FLOOR = 3.0, 1e-6
 

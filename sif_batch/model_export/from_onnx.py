@@ -9,14 +9,14 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto
 
-from sif_batch.config import SifBatchError
+from sif_batch.digests import digest
 from sif_batch.encoders.check_photos import check_pixels
 from sif_batch.encoders.runtime import Encoder
 from sif_batch.encoders.spec import EncoderSpec
+from sif_batch.errors import SifBatchError
 from sif_batch.model_export.onnx_graph import first_line, guarded, put_normalisation, put_pooling, quiet
 from sif_batch.model_export.plain_onnx import write_plain
 from sif_batch.model_export.stated_preprocessing import NORMALISATION, fit_to, geometry
-from sif_batch.storage.store import digest
 
 PIXEL_TYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8}
 PREFIX = "net/"

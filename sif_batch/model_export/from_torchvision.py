@@ -10,17 +10,17 @@ import torch
 import torchvision
 from torch import nn
 
-from sif_batch.config import SifBatchError
+from sif_batch.digests import digest
 from sif_batch.encoders.check_photos import check_pixels, compare
 from sif_batch.encoders.runtime import Encoder
 from sif_batch.encoders.spec import EncoderSpec, View
+from sif_batch.errors import SifBatchError
 from sif_batch.model_export.features import FeatureNetwork, find_features
 from sif_batch.model_export.plain_onnx import write_plain
 from sif_batch.model_export.request import shown, weights_label
 from sif_batch.model_export.stated_preprocessing import geometry
 from sif_batch.model_export.torchvision_weights import UNSTATED, licence_of, own_weights, preprocessing_of
 from sif_batch.model_export.weights import cached_weights, fill, given_weights, parse_state, state_digest
-from sif_batch.storage.store import digest
 
 OPSET = 18
 SEED = 0

@@ -9,8 +9,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from sif_batch.config import SifBatchError
 from sif_batch.encoders.spec import EncoderSpec
+from sif_batch.errors import SifBatchError
 
 
 def put_normalisation(model: onnx.ModelProto, inner: str, channels_last: bool, spec: EncoderSpec) -> None:

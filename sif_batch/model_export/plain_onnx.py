@@ -4,7 +4,7 @@ from pathlib import Path
 
 import onnx
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 
 MAX_BYTES = 2**31 - 2**20  # protobuf's limit
 PRODUCER = "sif-batch"

@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sif_batch.config import Frozen, SifBatchError
+from sif_batch.config import Frozen
 from sif_batch.encoders.networks import BUILT_IN, KINDS, TIMM, TORCHVISION, nearest
 from sif_batch.encoders.spec import Fit, Pooling, Precision, View
+from sif_batch.errors import SifBatchError
 from sif_batch.model_export.stated_preprocessing import NORMALISATION, read_preprocess
 
 EXACT = "exact"  # of --preprocess: the weights' own transforms, to the pixel; a file of that name is ./exact

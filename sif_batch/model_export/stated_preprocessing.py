@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from sif_batch.config import Frozen, SifBatchError
+from sif_batch.config import Frozen
 from sif_batch.encoders.spec import Decoding, Filter, Fit, Order, Pooling, Triple
+from sif_batch.errors import SifBatchError
 
 NORMALISATION = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "order": "rgb", "range": 1}
 CROP_MARGIN = 8 / 7  # the usual 256 for 224: the shorter side that a crop is taken from

@@ -19,9 +19,9 @@ import fsspec
 import torch
 from torch import Tensor, nn
 
-from sif_batch.config import SifBatchError
+from sif_batch.digests import digest
+from sif_batch.errors import SifBatchError
 from sif_batch.model_export.request import shown
-from sif_batch.storage.store import digest
 
 TIMEOUT_S = 30
 SHOWN_KEYS = 4

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.query.index import Index, opened
-from sif_batch.storage.store import Store, open_filesystem
+from sif_batch.storage.store import Store
+from sif_batch.storage.urls import open_filesystem
 
 AT_ONCE = 1024
 HITS = pa.schema(

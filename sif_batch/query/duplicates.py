@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.digests import canonical_json, digest
+from sif_batch.errors import SifBatchError
 from sif_batch.index.rerank_rows import vectors_of_rows
 from sif_batch.index.similarity import SIMILARITY, SQUARED_DISTANCE
 from sif_batch.query.index import Index, opened
 from sif_batch.query.segments import OperatingPoint
-from sif_batch.storage.store import Store, digest
+from sif_batch.storage.store import Store
 
 PART_ROWS, BLOCK = 10_000, 512
 NEAREST, MORE = 32, 1024  # rows that a row is compared with; more where all of those are as near as the threshold

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 
 SYNTAX = "write it as \"folder = 'cats' and width >= 600\", with = != < <= > >= in like is, and or not ( )"
 MOST_CHARACTERS, DEEPEST = 10_000, 50

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.query.filters import parse_filter, qualifying
 from sif_batch.release.manifest import damaged
 from sif_batch.sources.names import hash_of

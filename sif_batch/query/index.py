@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.digests import canonical_json, digest, sha256_of
 from sif_batch.encoders.installed import networks, read_spec
 from sif_batch.encoders.runtime import Encoder
 from sif_batch.encoders.spec import EncoderSpec, in_float
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.images.decode import MAX_BYTES, checked_rgb
 from sif_batch.index.quantizer import ARRAYS, transform_of
@@ -39,7 +40,8 @@ from sif_batch.release.history import read_top
 from sif_batch.release.local_copies import Copies
 from sif_batch.release.manifest import MANIFEST, check_release, damaged, shape_of
 from sif_batch.sources.names import local_of
-from sif_batch.storage.store import Store, digest, open_filesystem, sha256_of
+from sif_batch.storage.store import Store
+from sif_batch.storage.urls import open_filesystem
 
 SCORES_AT_ONCE = 2**24  # ranked rows in memory: queries x k
 PER_HIT = 4  # codes scanned and rows re-ranked for each hit asked for, where that is more than the operating point

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 
 Picture = str | os.PathLike[str] | bytes | Image.Image  # path or fsspec URL, encoded bytes, or decoded
 

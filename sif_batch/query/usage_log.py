@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.digests import canonical_json
+from sif_batch.errors import SifBatchError
 
 MOST = 10  # keys that a summary names
 NEEDS = {"query": {"id", "by", "hits", "seconds", "time"}, "click": {"id", "key", "rank", "time"}}

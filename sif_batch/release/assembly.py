@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.index.codebooks import fill_codebook
 from sif_batch.index.codes import Codes, codes_path, read_codes
 from sif_batch.index.quantizer import ARRAYS, Quantizer, array_bytes

@@ -5,7 +5,8 @@ import os
 import time
 from typing import Any, Literal
 
-from sif_batch.config import SifBatchError, canonical_json
+from sif_batch.digests import canonical_json
+from sif_batch.errors import SifBatchError
 from sif_batch.release.manifest import MANIFEST, find_damage
 from sif_batch.storage.store import Store
 

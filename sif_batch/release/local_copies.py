@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sif_batch.config import SifBatchError
+from sif_batch.digests import sha256_of
+from sif_batch.errors import SifBatchError
 from sif_batch.release.manifest import damaged
-from sif_batch.storage.store import Store, sha256_of, temporary_name
+from sif_batch.storage.store import Store
+from sif_batch.storage.temporary_files import temporary_name
 
 KEEP_S = 30 * 24 * 3600  # copies that nobody opened for so long are removed
 

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sif_batch.config import SifBatchError, Source, canonical_json
+from sif_batch.config import Source
+from sif_batch.digests import canonical_json, sha256_of
+from sif_batch.errors import SifBatchError
 from sif_batch.index.quantizer_spec import QuantizerSpec
-from sif_batch.storage.store import Store, sha256_of
+from sif_batch.storage.store import Store
 
 OLDEST_FAISS = "1.15"  # the oldest that was tried
 MANIFEST = "release.json"

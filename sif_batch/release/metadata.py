@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from sif_batch.config import SifBatchError, canonical_json
-from sif_batch.storage.store import open_filesystem
+from sif_batch.digests import canonical_json
+from sif_batch.errors import SifBatchError
+from sif_batch.storage.urls import open_filesystem
 
 ESCAPED = r'["\\\x00-\x1f]'  # what a JSON string writes otherwise
 

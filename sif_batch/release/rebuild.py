@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sif_batch.config import canonical_json
+from sif_batch.digests import canonical_json, digest
 from sif_batch.index.quantizer import QuantizerRecord, encode_queries, load_quantizer, read_record
 from sif_batch.ledger.catalog import Catalog
 from sif_batch.release.manifest import decided_of, inputs_digest
-from sif_batch.storage.store import Store, digest
+from sif_batch.storage.store import Store
 
 OWN_COLUMNS = ("key", "hash", "uri", "sha256", "source", "folder", "width", "height")
 

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sif_batch.config import Source, canonical_json
+from sif_batch.config import Source
+from sif_batch.digests import canonical_json, digest
 from sif_batch.failures import ImageError
-from sif_batch.storage.store import digest
 
 SUFFIXES = {".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".parquet": "parquet"}
 

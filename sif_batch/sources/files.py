@@ -22,12 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
-from sif_batch.config import SifBatchError, Source
+from sif_batch.config import Source
+from sif_batch.errors import SifBatchError
 from sif_batch.images.formats import registered_extensions
 from sif_batch.sources.containers import are_containers, container_kind
 from sif_batch.sources.names import text_of
 from sif_batch.storage.bucket_filesystem import Objects
-from sif_batch.storage.store import is_local, open_filesystem
+from sif_batch.storage.urls import is_local, open_filesystem
 
 WILDCARD = re.compile(r"[*?\[]")
 REPORT_EVERY = 10_000

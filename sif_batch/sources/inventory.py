@@ -14,9 +14,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
-from sif_batch.config import SifBatchError, Source
+from sif_batch.config import Source
+from sif_batch.errors import SifBatchError
 from sif_batch.sources.files import FOUND_SCHEMA, WILDCARD, are_entries, base_of, entry_rule
-from sif_batch.storage.store import open_filesystem
+from sif_batch.storage.urls import open_filesystem
 
 # What the columns are called, in any case: by S3 Inventory, by GCS inventory reports, and plainly.
 NAMES = {

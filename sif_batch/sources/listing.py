@@ -13,13 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sif_batch.config import SifBatchError, Source, canonical_json
+from sif_batch.config import Source
+from sif_batch.digests import canonical_json, sha256_of
+from sif_batch.errors import SifBatchError
 from sif_batch.sources.containers import container_versions
 from sif_batch.sources.files import base_of, find_files
 from sif_batch.sources.inventory import read_inventory
 from sif_batch.sources.names import key_of
 from sif_batch.sources.parquet import check_table
-from sif_batch.storage.store import Store, check_text, is_local, open_filesystem, sha256_of
+from sif_batch.storage.store import Store
+from sif_batch.storage.urls import check_text, is_local, open_filesystem
 
 LISTING_SCHEMA = pa.schema(
     [

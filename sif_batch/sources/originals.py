@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError, telling_io
 from sif_batch.images.decode import MAX_BYTES, decode
 from sif_batch.sources.names import local_of, text_of
 from sif_batch.sources.parquet import choose_columns
-from sif_batch.storage.store import is_local, open_filesystem
+from sif_batch.storage.urls import is_local, open_filesystem
 
 TAR, ROW = "tar://", "#row="  # what the uri of an image in an archive or in Parquet holds
 PAPER, INK, MUTED, EMPTY = "#ffffff", "#1d2129", "#6b7280", "#e5e7eb"

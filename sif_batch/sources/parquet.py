@@ -8,12 +8,13 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sif_batch.config import SifBatchError, Source
+from sif_batch.config import Source
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.sources.containers import Member, Piece, Pieces, are_containers
 from sif_batch.sources.files import open_source
 from sif_batch.sources.names import local_of
-from sif_batch.storage.store import is_local
+from sif_batch.storage.urls import is_local
 
 BATCH_ROWS = 32
 BUFFER_BYTES = 2**20  # read at once of a column: pages are in memory, a row group never whole

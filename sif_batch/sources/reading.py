@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
-from sif_batch.config import SifBatchError, Source
+from sif_batch.config import Source
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError, telling_io
 from sif_batch.sources.containers import Pieces, container_kind
 from sif_batch.sources.files import entry_rule, local_version, open_source, remote_version
@@ -14,7 +15,7 @@ from sif_batch.sources.names import local_of
 from sif_batch.sources.parquet import read_table
 from sif_batch.sources.tars import read_tar
 from sif_batch.storage.bucket_filesystem import Objects
-from sif_batch.storage.store import is_local
+from sif_batch.storage.urls import is_local
 
 REMOTE_BLOCK = 8 * 2**20
 

@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sif_batch.config import BusyError, SifBatchError, canonical_json
+from sif_batch.digests import canonical_json
+from sif_batch.errors import BusyError, SifBatchError
 from sif_batch.storage.store import Store
 
 NAME = "lease.json"

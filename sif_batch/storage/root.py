@@ -2,7 +2,8 @@
 
 import json
 
-from sif_batch.config import LAYOUT, RootRecord, SifBatchError
+from sif_batch.config import LAYOUT, RootRecord
+from sif_batch.errors import SifBatchError
 from sif_batch.storage.store import Store
 
 

@@ -3,74 +3,23 @@
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
-import re
 import shutil
-import socket
 import tempfile
 import threading
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
 
-from sif_batch.config import SifBatchError
-from sif_batch.storage.bucket_clients import OPTIONS, open_bucket
+from sif_batch.digests import digest
+from sif_batch.errors import SifBatchError
 from sif_batch.storage.bucket_filesystem import Objects
+from sif_batch.storage.temporary_files import SWEEP_AFTER_S, TEMPORARY, is_abandoned, sync_folder, temporary_name
+from sif_batch.storage.urls import check_text, is_local, open_filesystem
 
-TEMPORARY = ".tmp-"
-SWEEP_AFTER_S = 24 * 3600
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SECRET = re.compile(r"://[^/@]*:[^/@]*@|[?&](sig|token|x-amz-signature|x-goog-signature)=", re.IGNORECASE)
-HOST = "".join(c for c in socket.gethostname() if c.isalnum())[:32] or "host"
-
-
-def open_filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a path or URL, and the path inside it. What holds no `://` is a local path."""
-    if "://" not in url:
-        return LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
-    scheme = url.partition("://")[0]
-    try:
-        if scheme in OPTIONS:
-            fs = Objects(scheme)
-            path = fs._strip_protocol(url)
-            open_bucket(scheme, path.partition("/")[0])
-        else:
-            fs, path = fsspec.core.url_to_fs(url)
-    except PermissionError as error:
-        raise SifBatchError(f"{url}: {error.strerror}", remedy="see docs/engines.md, Credentials") from error
-    except ImportError as error:
-        raise SifBatchError(
-            f"{url}: the client of this store is not installed ({error})",
-            remedy="install the extra of the store, such as 'sif-batch[s3]'",
-        ) from error
-    except ValueError as error:
-        raise SifBatchError(f"{url}: {error}", remedy="give a path, or a URL that fsspec knows") from error
-    return fs, path
-
-
-def check_text(url: str) -> None:
-    """Refuse a path or URL that no file of ROOT could record: its bytes are not UTF-8, or it holds a credential."""
-    if SECRET.search(url):
-        raise SifBatchError(
-            f"a {url.partition('://')[0]} URL with a credential in it: it would be recorded in ROOT and its releases",
-            remedy="give the URL without, and the credential where the store's own tools look for it",
-        )
-    try:
-        url.encode()
-    except UnicodeEncodeError as error:
-        shown = url.encode(errors="backslashreplace").decode()
-        raise SifBatchError(f"{shown}: its name is not UTF-8", remedy="rename it, or make a link to it") from error
-
-
-def is_local(fs: Any) -> bool:
-    return isinstance(fs, LocalFileSystem)
 
 
 class Store:
@@ -298,7 +247,7 @@ class Store:
         for folder, folders, files in os.walk(self.base):
             for name in [name for name in (*folders, *files) if name.startswith(TEMPORARY)]:
                 found = Path(folder, name)
-                if _is_abandoned(found, after_s):
+                if is_abandoned(found, after_s):
                     shutil.rmtree(found, ignore_errors=True) if found.is_dir() else found.unlink(missing_ok=True)
             folders[:] = [name for name in folders if not name.startswith(TEMPORARY)]
 
@@ -323,52 +272,24 @@ class Store:
 _replacing = threading.Lock()
 
 
-def temporary_name() -> str:
-    """A name that says whose it is, so that a later run can tell whether its maker still lives."""
-    return f"{TEMPORARY}{HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+def remove(store: Store, name: str, first: str = "") -> None:
+    """Remove a file or folder of ROOT. A folder is gone at once, or after its file `first` no longer whole."""
+    if not store.local:
+        for path in ([f"{name}/{first}"] if first else []) + [name]:
+            with contextlib.suppress(FileNotFoundError):
+                store.fs.rm(store.path(path), recursive=path == name)
+        return
+    path = store.path(name)
+    if not os.path.isdir(path):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        return
+    aside = os.path.join(os.path.dirname(path), temporary_name())
+    os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)  # what is left, a later run sweeps
 
 
-def _is_abandoned(path: Path, after_s: float) -> bool:
-    host, pid, *_ = *path.name.removeprefix(TEMPORARY).split("-"), ""
-    if host == HOST and pid.isdecimal() and not _is_running(pid):
-        return True
-    if host == HOST and pid == str(os.getpid()):
-        after_s = SWEEP_AFTER_S
-    with contextlib.suppress(FileNotFoundError):  # of another machine, or its number went to another process
-        return time.time() - path.lstat().st_mtime > after_s
-    return False
-
-
-def _is_running(pid: str) -> bool:
-    """Whether this process runs. One that has ended, but was not yet waited for (a zombie), does not."""
-    try:
-        return Path("/proc", pid, "stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:  # gone, or a system without /proc
-        pass
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def sync_folder(path: str) -> None:
-    """fsync a folder (so that a name in it outlives a power cut) or a file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sha256_of(path: Path) -> str:
-    """The hex digest of a local file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(data: bytes, length: int = 64) -> str:
-    """The first `length` hex digits of sha256."""
-    return hashlib.sha256(data).hexdigest()[:length]
+def size_of(store: Store, name: str) -> int:
+    """Bytes of a file or of all files in a folder."""
+    found = store.fs.find(store.path(name), detail=True)
+    return sum(info["size"] or 0 for info in found.values())

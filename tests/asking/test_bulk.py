@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic import DIMENSION, Row, build_release, entries_of, make_root, paths, vector_of
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.asking.bulk import search_in_bulk
 from sif_batch.jobs.asking.search import Asking
 from sif_batch.jobs.progress import Reporter

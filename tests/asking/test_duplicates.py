@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from synthetic import Row, build_release, entries_of, make_root, paths, vector_of
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.asking.duplicates import find_duplicates
 from sif_batch.jobs.cli.main import cli
 from sif_batch.jobs.progress import Reporter

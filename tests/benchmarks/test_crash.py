@@ -13,7 +13,7 @@ import pytest
 from commands import Finished, run_command
 from paths import PHOTOS, REPOSITORY
 
-from sif_batch.storage.store import HOST, TEMPORARY
+from sif_batch.storage.temporary_files import HOST, TEMPORARY
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from commands import Finished
 from paths import PHOTOS, REPOSITORY
 from PIL import Image
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.cli.main import cli
 
 Run = Callable[..., Finished]

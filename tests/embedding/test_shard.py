@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from paths import REPOSITORY
 
-from sif_batch.config import SifBatchError, Source
+from sif_batch.config import Source
 from sif_batch.embedding.shard import ShardStats, embed_shard, load_encoder
 from sif_batch.embedding.supervision import SHARD_TRIES, STRIKES, embed_in_child
 from sif_batch.encoders.installed import built_in_spec, install_encoder
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.images.decode import MAX_BYTES
 from sif_batch.ledger.catalog import load_catalog

@@ -11,12 +11,13 @@ import pytest
 from paths import PHOTOS, REPOSITORY
 from PIL import Image
 
-from sif_batch.config import SifBatchError
+from sif_batch.digests import digest
 from sif_batch.encoders.image_input import ImageReader
 from sif_batch.encoders.installed import built_in_spec, install_encoder, read_spec
 from sif_batch.encoders.networks import BUILT_IN, DEFAULT
 from sif_batch.encoders.runtime import Encoder
-from sif_batch.storage.store import Store, digest
+from sif_batch.errors import SifBatchError
+from sif_batch.storage.store import Store
 
 SOME = sorted(PHOTOS.rglob("*.jpg"))[::20]
 

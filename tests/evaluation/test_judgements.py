@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic import Row, build_release, entries_of, make_root, paths
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.evaluation.judgements import SCHEMA, keep_judgements, read_judgements
 from sif_batch.evaluation.relevance import read_relevance
 from sif_batch.jobs.reports.evaluate import evaluate

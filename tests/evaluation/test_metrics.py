@@ -9,7 +9,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score, precision_recall_curve
 from synthetic import Row, build_release, checked, entries_of, make_root, vector_of
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.evaluation import metrics
 from sif_batch.evaluation.metrics import LEVELS, PerQuery, Trial, averages, intervals, judge, plan_trials
 from sif_batch.evaluation.rankings import METRICS, rank_exactly

@@ -12,7 +12,7 @@ import pytest
 from commands import Finished
 from paths import PHOTOS
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.query.index import Index
 from sif_batch.release.metadata import join_metadata, read_metadata
 

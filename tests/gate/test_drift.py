@@ -23,7 +23,8 @@ from synthetic import (
     write_parts,
 )
 
-from sif_batch.config import IndexSettings, RootRecord, SifBatchError, Source
+from sif_batch.config import IndexSettings, RootRecord, Source
+from sif_batch.errors import SifBatchError
 from sif_batch.gate.drift import MAX_IMBALANCE, MAX_RATIO, measure_drift, why_drifted, why_outgrown, why_unfit
 from sif_batch.index.codes import quantize_part
 from sif_batch.index.quantizer import Quantizer, count_cells, imbalance_of, load_quantizer

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from paths import REPOSITORY
 
-from sif_batch.config import Int8Settings, SifBatchError
+from sif_batch.config import Int8Settings
 from sif_batch.encoders.installed import check_encoder
 from sif_batch.encoders.runtime import Encoder
 from sif_batch.encoders.spec import EncoderSpec, in_float
+from sif_batch.errors import SifBatchError
 from sif_batch.gate.int8 import check, judge
 from sif_batch.jobs.nightly.run import run
 from sif_batch.jobs.progress import Reporter

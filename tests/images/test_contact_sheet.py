@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from synthetic import memory_copy
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.jobs.asking.contact_sheet import check_name, write_picture
 from sif_batch.sources.originals import (

@@ -272,7 +272,7 @@ def test_damaged_bytes_give_an_image_or_a_reason(form: str, data: st.DataObject)
 
 FRAMES = """
 import sys
-from sif_batch.images import decode
+from sif_batch.images.decode import decode
 with open(sys.argv[1], "rb") as file:
     data = file.read()
 decode(data)

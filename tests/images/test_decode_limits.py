@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from made_images import dicom_bytes
 from paths import REPOSITORY
 from PIL import Image
-from test_bands import dicom_bytes
 
 from benchmarks.heic import heic
 from sif_batch.failures import ImageError

@@ -9,47 +9,19 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
+from made_images import dicom_bytes
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
     JPEGLSLossless,
-    SecondaryCaptureImageStorage,
-    generate_uid,
 )
 
 from sif_batch.failures import ImageError
 from sif_batch.images.decode import decode
 
 VALUES = np.arange(12 * 10, dtype=np.int16).reshape(12, 10) * 20 - 1000
-
-
-def dicom_bytes(values: np.ndarray, kind: str = "MONOCHROME2", **tags: Any) -> bytes:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["fixed"])
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    frames = values.ndim - (3 if kind in ("RGB", "YBR_FULL") else 2)
-    dataset.Rows, dataset.Columns = values.shape[frames : frames + 2]
-    if frames:
-        dataset.NumberOfFrames = len(values)
-    dataset.SamplesPerPixel = 3 if kind in ("RGB", "YBR_FULL") else 1
-    if dataset.SamplesPerPixel == 3:
-        dataset.PlanarConfiguration = 0
-    dataset.PhotometricInterpretation = kind
-    dataset.BitsAllocated = dataset.BitsStored = 8 * values.dtype.itemsize
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelRepresentation = int(values.dtype.kind == "i")
-    for name, value in tags.items():
-        setattr(dataset, name, value)
-    dataset.PixelData = values.tobytes()
-    sink = io.BytesIO()
-    pydicom.dcmwrite(sink, dataset, enforce_file_format=True)
-    return sink.getvalue()
 
 
 def decoded(data: bytes, **options: int) -> np.ndarray:

@@ -23,7 +23,8 @@ from synthetic import (
     write_part,
 )
 
-from sif_batch.config import SifBatchError
+from sif_batch.digests import digest
+from sif_batch.errors import SifBatchError
 from sif_batch.index.codebooks import fill_codebook
 from sif_batch.index.codes import CODES_SCHEMA, codes_path, encode_codes, quantize_part, query_distances, read_codes
 from sif_batch.index.quantizer import Quantizer, load_quantizer
@@ -31,7 +32,7 @@ from sif_batch.index.recall import NEIGHBOURS
 from sif_batch.index.similarity import Transform
 from sif_batch.ledger.parts import encode_part, part_path, read_embeddings
 from sif_batch.machine.arithmetic import import_faiss
-from sif_batch.storage.store import Store, digest
+from sif_batch.storage.store import Store
 
 COUNT = 1200
 

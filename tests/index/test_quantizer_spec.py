@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import ENCODER, checked
 
-from sif_batch.config import IndexSettings, SifBatchError
+from sif_batch.config import IndexSettings
+from sif_batch.errors import SifBatchError
 from sif_batch.index.quantizer_spec import FLAT_AT_LEAST, FLAT_BELOW, QuantizerSpec, choose_family, choose_spec
 
 AUTO, FLAT, IVF = (IndexSettings.model_validate({"family": family}) for family in ("auto", "flat", "ivf-pq"))

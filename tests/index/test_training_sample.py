@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import ENCODER, Live, Row, checked, entries_of, find_live, make_root, paths, vector_of, write_part
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.index.training_sample import HELD_OUT, HELD_OUT_FROM, read_rows, sample_rows
 from sif_batch.ledger.parts import part_path
 from sif_batch.sources.names import hash_of

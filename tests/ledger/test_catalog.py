@@ -15,7 +15,7 @@ from synthetic import (
     write_parts,
 )
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.ledger.catalog import CATALOG_SCHEMA, Catalog, load_catalog
 from sif_batch.ledger.entry_digests import entry_digests
 from sif_batch.ledger.parts import LIGHT, part_path

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import DIMENSION, ENCODER, Row, checked, flip_bit, part_bytes, paths, spans_of, vector_of, write_part
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.ledger.parts import (
     PART_SCHEMA,
     container_spans,

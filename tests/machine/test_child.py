@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from paths import REPOSITORY, SUPPORT
 
-from sif_batch.config import BusyError, SifBatchError
 from sif_batch.embedding.supervision import too_hungry
+from sif_batch.errors import BusyError, SifBatchError
 from sif_batch.machine.child import Child, ChildDied
 from sif_batch.machine.devices import Lane
 from sif_batch.machine.memory import resident_bytes

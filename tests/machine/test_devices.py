@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paths import PHOTOS, REPOSITORY, SUPPORT
 
-from sif_batch.config import SifBatchError
 from sif_batch.embedding.shard import _embed_rows
 from sif_batch.encoders.check_photos import MIN_COSINE
 from sif_batch.encoders.image_input import ImageReader
 from sif_batch.encoders.installed import built_in_spec
 from sif_batch.encoders.networks import BUILT_IN, DEFAULT
 from sif_batch.encoders.runtime import Encoder
+from sif_batch.errors import SifBatchError
 from sif_batch.machine import devices
 from sif_batch.machine.child import Child, ChildDied
 from sif_batch.machine.devices import CPU_THREADS, Lane, choose_devices, gpus, plan_lanes

@@ -13,14 +13,15 @@ import pytest
 from commands import Finished
 from paths import PHOTOS, REPOSITORY, SUPPORT
 
-from sif_batch.config import SifBatchError
+from sif_batch.digests import digest
 from sif_batch.encoders.installed import built_in_spec, install_encoder
 from sif_batch.encoders.networks import BUILT_IN, DEFAULT, TORCHVISION
 from sif_batch.encoders.runtime import Encoder
+from sif_batch.errors import SifBatchError
 from sif_batch.machine.child import Child
 from sif_batch.model_export.choose import Chosen, choose_encoder, export
 from sif_batch.model_export.request import EncoderRequest, weights_label
-from sif_batch.storage.store import Store, digest
+from sif_batch.storage.store import Store
 
 pytest.importorskip("torchvision", reason="needs sif-batch[torch]")
 

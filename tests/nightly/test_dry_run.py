@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 from commands import Finished
 from paths import PHOTOS
-from test_documents import schema
+from schemas import schema
 
-from sif_batch.config import IndexSettings, SifBatchError, Source
+from sif_batch.config import IndexSettings, Source
+from sif_batch.errors import SifBatchError
 from sif_batch.index.quantizer_spec import choose_spec
 from sif_batch.jobs.nightly.capacity import find_problems, fit_task, roughly_count
 from sif_batch.jobs.nightly.forecast import (

@@ -15,7 +15,7 @@ from paths import PHOTOS, REPOSITORY
 from photo_roots import publish_photos
 from PIL import Image
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.page.answers import MOST, Question, answer, as_cards, random_key, where_between, where_values
 from sif_batch.jobs.page.gallery import Gallery, PageSettings
 from sif_batch.jobs.page.html_text import about_facts, about_usage, describe_key, plain

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.pipelines.engines import check_options, in_this_process
 from sif_batch.pipelines.runner import as_told, telling_why
 

@@ -28,7 +28,8 @@ from synthetic import (
     vector_of,
 )
 
-from sif_batch.config import IndexSettings, SifBatchError
+from sif_batch.config import IndexSettings
+from sif_batch.errors import SifBatchError
 from sif_batch.index.codebooks import fill_codebook
 from sif_batch.index.codes import read_codes
 from sif_batch.index.quantizer import load_quantizer, train_quantizer
@@ -240,7 +241,7 @@ def candidates(index: Index, x: np.ndarray) -> None:
 DAMAGED_QUERIES = """
 import json, sys
 import numpy as np
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.query import Index
 from sif_batch.query.segments import OperatingPoint
 answers = []

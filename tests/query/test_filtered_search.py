@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 import pytest
 from synthetic import Live, Row, assemble, entries_of, find_live, make_root, measure, paths, quantize, vector_of
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.query import filtered_search
 from sif_batch.query.index import Index
 from sif_batch.query.segments import OperatingPoint

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import checked
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.query.filters import parse_filter, qualifying
 
 WORDS = ["cat", "Dog", "o'hare", "a%b", "", "naïve"]

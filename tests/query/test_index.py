@@ -26,11 +26,12 @@ from synthetic import (
     vector_of,
 )
 
-from sif_batch.config import SifBatchError, Source
+from sif_batch.config import Source
 from sif_batch.embedding.shard import embed_shard
 from sif_batch.encoders.installed import built_in_spec, install_encoder
 from sif_batch.encoders.networks import BUILT_IN
 from sif_batch.encoders.runtime import Encoder
+from sif_batch.errors import SifBatchError
 from sif_batch.gate import operating_point
 from sif_batch.ledger.catalog import load_catalog
 from sif_batch.ledger.plan import Limits, make_plan, save_plan

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic import DIMENSION, Row, build_release, entries_of, make_root, paths, vector_of
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.query import feedback
 from sif_batch.query.index import Index
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.query.usage_log import UsageLog, summarise
 
 

@@ -34,7 +34,7 @@ from synthetic import (
     write_parts,
 )
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.index.codes import quantize_part
 from sif_batch.query.index import Index
 from sif_batch.release.assembly import segment_ends

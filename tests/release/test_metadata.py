@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import checked
 
-from sif_batch.config import canonical_json
+from sif_batch.digests import canonical_json
 from sif_batch.release.metadata import join_metadata
 
 KEYS = [f"s/{name}.jpg" for name in "abcdefg"]

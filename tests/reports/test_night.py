@@ -13,7 +13,7 @@ from paths import PHOTOS
 from PIL import Image
 from synthetic import Row, build_release, entries_of, make_root, paths
 
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.reports import html, plots
 from sif_batch.jobs.reports.compare import compare
 from sif_batch.jobs.reports.map_page import map_release

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from synthetic import ENCODER, Row, checked, entries_of
 
-from sif_batch.config import SifBatchError, Source
+from sif_batch.config import Source
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError, telling_io
 from sif_batch.ledger.catalog import load_catalog
 from sif_batch.ledger.live import live_rows

@@ -8,7 +8,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from synthetic import listed
 
-from sif_batch.config import SifBatchError, Source
+from sif_batch.config import Source
+from sif_batch.errors import SifBatchError
 from sif_batch.sources.files import base_of, local_version, open_source, remote_version, uri_prefix
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from paths import PHOTOS
 from synthetic import checked
 
-from sif_batch.config import SifBatchError, Source
+from sif_batch.config import Source
+from sif_batch.errors import SifBatchError
 from sif_batch.sources.containers import are_containers, container_kind
 from sif_batch.sources.files import are_entries, entry_rule
 from sif_batch.sources.listing import list_sources, parse_sources

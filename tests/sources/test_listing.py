@@ -6,7 +6,8 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
-from sif_batch.config import SifBatchError, Source
+from sif_batch.config import Source
+from sif_batch.errors import SifBatchError
 from sif_batch.sources.listing import LISTING_SCHEMA, Listing, list_sources, listing_names, parse_sources
 from sif_batch.storage.store import Store
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sif_batch.config import SifBatchError, Source
+from sif_batch.config import Source
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.sources.containers import Piece
 from sif_batch.sources.parquet import check_table, choose_columns, read_table

@@ -19,7 +19,7 @@ from test_lease import HOLD, Clock, of_another_machine
 
 from scripts.engines import fetch
 from scripts.engines.stores import KEY, azure_server, gcs_server, s3_server
-from sif_batch.config import BusyError
+from sif_batch.errors import BusyError
 from sif_batch.jobs.asking.bulk import search_in_bulk
 from sif_batch.jobs.asking.duplicates import find_duplicates
 from sif_batch.jobs.asking.search import Asking

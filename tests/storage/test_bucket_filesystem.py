@@ -18,14 +18,15 @@ from synthetic import listed
 from scripts.engines import fetch
 from scripts.engines.proxy import Fault, Proxy, faulty
 from scripts.engines.stores import Bucket, s3_server
-from sif_batch.config import SifBatchError
+from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.query.index import Index
 from sif_batch.sources.files import open_source
 from sif_batch.sources.listing import parse_sources
 from sif_batch.sources.reading import read_container, read_file
 from sif_batch.storage import bucket_clients, bucket_filesystem
-from sif_batch.storage.store import TEMPORARY, Store
+from sif_batch.storage.store import Store
+from sif_batch.storage.temporary_files import TEMPORARY
 
 pytestmark = pytest.mark.engines
 MEBI = 2**20

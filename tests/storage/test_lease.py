@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sif_batch.config import BusyError
+from sif_batch.errors import BusyError
 from sif_batch.storage import lease
 from sif_batch.storage.lease import NAME, TTL_S, Lease, check_free, holding, release_all
 from sif_batch.storage.store import Store
@@ -16,7 +16,7 @@ from sif_batch.storage.store import Store
 HOLD = """
 import sys
 from sif_batch.storage.lease import Lease
-from sif_batch.storage import Store
+from sif_batch.storage.store import Store
 Lease(Store(sys.argv[1]), "run").take()
 print("held", flush=True)
 sys.stdin.read()

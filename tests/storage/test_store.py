@@ -11,17 +11,11 @@ import pyarrow as pa
 import pytest
 from paths import REPOSITORY
 
-from sif_batch.config import SifBatchError
-from sif_batch.storage.store import (
-    HOST,
-    SWEEP_AFTER_S,
-    TEMPORARY,
-    Store,
-    digest,
-    open_filesystem,
-    sha256_of,
-    temporary_name,
-)
+from sif_batch.digests import digest, sha256_of
+from sif_batch.errors import SifBatchError
+from sif_batch.storage.store import Store
+from sif_batch.storage.temporary_files import HOST, SWEEP_AFTER_S, TEMPORARY, temporary_name
+from sif_batch.storage.urls import open_filesystem
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -324,9 +318,9 @@ def test_what_may_be_in_use_is_not_swept(local: Store) -> None:
 def test_a_process_killed_while_it_writes_leaves_no_file(local: Store) -> None:
     code = f"""
 import os, signal
-from sif_batch import storage
+from sif_batch.storage.store import Store
 os.link = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
-storage.Store({local.url!r}).create("f/x", b"content")
+Store({local.url!r}).create("f/x", b"content")
 """
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", code], env=env, timeout=60, check=False)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sif_batch.config import BusyError
+from sif_batch.errors import BusyError
 
 Report = Callable[[Any], None]
 

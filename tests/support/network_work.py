@@ -108,8 +108,8 @@ def timm_features(report: Report, name: str, pixels: np.ndarray) -> tuple[np.nda
 
 def fetch(report: Report, home: str, url: str) -> str:
     """The sha256 of weights fetched as from torch's hub, with its cache below `home`."""
+    from sif_batch.digests import digest
     from sif_batch.model_export.weights import cached_weights
-    from sif_batch.storage.store import digest
 
     os.environ["TORCH_HOME"] = home
     return digest(cached_weights("squeezenet weights", url))

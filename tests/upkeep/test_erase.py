@@ -18,7 +18,8 @@ import pytest
 from commands import Quiet
 from paths import PHOTOS
 
-from sif_batch.config import BusyError, GateSettings, SifBatchError
+from sif_batch.config import GateSettings
+from sif_batch.errors import BusyError, SifBatchError
 from sif_batch.gate.checks import judge
 from sif_batch.jobs.nightly.run import run
 from sif_batch.jobs.settings import RunSettings

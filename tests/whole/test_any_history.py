@@ -27,7 +27,9 @@ from PIL import Image
 from synthetic import Row as Spelled
 from synthetic import entries_of, spans_of
 
-from sif_batch.config import BusyError, GateSettings, RootRecord, SifBatchError
+from sif_batch.config import GateSettings, RootRecord
+from sif_batch.digests import digest
+from sif_batch.errors import BusyError, SifBatchError
 from sif_batch.index.quantizer import read_record
 from sif_batch.jobs.nightly.candidate import build, quantize_parts
 from sif_batch.jobs.nightly.run import run
@@ -50,7 +52,7 @@ from sif_batch.release.manifest import decided_of, inputs_digest, read_manifest
 from sif_batch.release.rebuild import read_images
 from sif_batch.sources.names import hash_of
 from sif_batch.storage.lease import Lease
-from sif_batch.storage.store import Store, digest
+from sif_batch.storage.store import Store
 
 NAMES = [f"{folder}/{name}.jpg" for folder in "ab" for name in "pqrst"]
 CONTENTS = 6

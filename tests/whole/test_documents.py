@@ -15,19 +15,14 @@ import pytest
 from click.testing import CliRunner
 from commands import run_command
 from paths import PHOTOS, REPOSITORY
+from schemas import SCHEMAS, schema
 from test_docs import BLOCK
 
 from sif_batch.jobs.cli.main import cli
 from sif_batch.query.index import Index
 
-SCHEMAS = REPOSITORY / "docs" / "schemas"
 OPERATIONS = REPOSITORY / "docs" / "operations.md"
 NOTEBOOK = REPOSITORY / "examples" / "open_a_release.ipynb"
-
-
-def schema(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8"))
-    return found
 
 
 def test_the_reference_is_that_of_the_code() -> None:

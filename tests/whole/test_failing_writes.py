@@ -21,7 +21,8 @@ from sif_batch.query.index import Index
 from sif_batch.release.assembly import write_index
 from sif_batch.release.history import read_top
 from sif_batch.storage.lease import release_all
-from sif_batch.storage.store import TEMPORARY, Store
+from sif_batch.storage.store import Store
+from sif_batch.storage.temporary_files import TEMPORARY
 
 install_once = functools.cache(write_faults.install)
 ERRORS = (errno.ENOSPC, errno.EIO)

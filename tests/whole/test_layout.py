@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from paths import PHOTOS
 
-from sif_batch.config import LAYOUT, GateSettings, SifBatchError
+from sif_batch.config import LAYOUT, GateSettings
 from sif_batch.encoders.networks import BUILT_IN
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.nightly.run import run
 from sif_batch.jobs.progress import Reporter
 from sif_batch.jobs.settings import RunSettings
