@@ -23,10 +23,12 @@ import pyarrow.parquet as pq
 from benchmarks import synthetic_roots
 from benchmarks.embed import REPOSITORY, watch
 from sif_batch.digests import digest
-from sif_batch.index.codes import codes_path, encode_codes
+from sif_batch.index.codes import codes_path
+from sif_batch.index.quantize_part import encode_codes
 from sif_batch.index.quantizer import load_quantizer
-from sif_batch.release.assembly import Placement, assemble
+from sif_batch.release.assembly import assemble
 from sif_batch.release.manifest import files_of, seal
+from sif_batch.release.placement import Placement
 from sif_batch.storage.store import Store
 
 THRESHOLD = 0.95

@@ -28,10 +28,12 @@ from rich.table import Table
 
 from sif_batch.config import Source
 from sif_batch.digests import sha256_of
-from sif_batch.ledger.catalog import CATALOG_SCHEMA, CacheWriter, cache_path, load_catalog
+from sif_batch.ledger.catalog import CATALOG_SCHEMA
+from sif_batch.ledger.catalog_cache import CacheWriter, cache_path, load_catalog
 from sif_batch.ledger.entry_digests import entry_digests
 from sif_batch.ledger.plan import DEFAULT_LIMITS, make_plan, save_plan
-from sif_batch.ledger.reconcile import spans_to_do, standing_rows
+from sif_batch.ledger.reconcile import standing_rows
+from sif_batch.ledger.todo import spans_to_do
 from sif_batch.machine.memory import peak_bytes, resident_bytes
 from sif_batch.sources.listing import LISTING_SCHEMA, list_sources
 from sif_batch.storage.store import Store

@@ -250,9 +250,9 @@ def assemble_case(scratch: Path, rows: int, parts: int, kinds: Sequence[str]) ->
 def assemble(root: str, quantizer_id: str, rows: str, parts: str, into: str) -> dict[str, Any]:
     from sif_batch.index.quantizer import load_quantizer
     from sif_batch.machine.memory import peak_bytes, resident_bytes
-    from sif_batch.release.assembly import Placement
     from sif_batch.release.assembly import assemble as write_release
     from sif_batch.release.manifest import files_of, seal
+    from sif_batch.release.placement import Placement
     from sif_batch.storage.store import Store
 
     store, n = Store(root), int(rows)

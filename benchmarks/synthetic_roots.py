@@ -13,9 +13,11 @@ import pyarrow as pa
 from sif_batch.config import IndexSettings, RootRecord, Source
 from sif_batch.digests import digest
 from sif_batch.encoders.installed import built_in_spec, install_encoder
-from sif_batch.index.codes import codes_path, encode_table
-from sif_batch.index.quantizer import Quantizer, QuantizerRecord, load_quantizer, train
+from sif_batch.index.codes import codes_path
+from sif_batch.index.quantize_part import encode_table
+from sif_batch.index.quantizer import Quantizer, QuantizerRecord, load_quantizer
 from sif_batch.index.quantizer_spec import QuantizerSpec, choose_spec
+from sif_batch.index.train_quantizer import train
 from sif_batch.index.training_sample import HELD_OUT, TRAINING_ROWS_PER_CELL
 from sif_batch.ledger.parts import encode_part, part_path
 from sif_batch.machine.arithmetic import quantizing_fingerprint

@@ -58,3 +58,16 @@ def write_result(out: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> Non
             os.replace(file, store.path(name))
         else:
             store.fs.put_file(str(file), store.path(name))
+
+
+def write_file(path: str, data: bytes) -> None:
+    """A local file, whole. Raises SifBatchError where it cannot be written."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        Path(temporary).write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SifBatchError(
+            f"{path}: cannot be written ({error.strerror or error})", remedy="give a place that this user may write"
+        ) from error

@@ -1,12 +1,10 @@
 """What a run was asked to do: parsed and validated once, frozen, and stored in run.json."""
 
-import os
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
-from sif_batch.config import Frozen, GateSettings, IndexSettings, Int8Settings, RootRecord, Source
+from sif_batch.config import Frozen, GateSettings, IndexSettings, Int8Settings, RootRecord
 from sif_batch.embedding.supervision import IMAGE_TIMEOUT_S
 from sif_batch.errors import SifBatchError
 from sif_batch.ledger.plan import Limits
@@ -14,10 +12,8 @@ from sif_batch.ledger.reconcile import MAX_ATTEMPTS
 from sif_batch.machine.devices import Device, usable_cores
 from sif_batch.model_export.choose import Chosen, Say, choose_encoder
 from sif_batch.model_export.request import EncoderRequest
-from sif_batch.sources.files import base_of
-from sif_batch.sources.listing import parse_sources
+from sif_batch.sources.listing import check_apart, parse_sources, place_of
 from sif_batch.storage.store import Store
-from sif_batch.storage.urls import is_local, open_filesystem
 
 Retrain = Literal["auto", "never", "now"]
 
@@ -75,23 +71,3 @@ def decide_record(
     sources = tuple(merged[name] for name in sorted(merged))
     metadata = place_of(settings.metadata) if settings.metadata else old.metadata if old else None
     return RootRecord(sources=sources, encoder=chosen.spec.id, index=index, metadata=metadata), chosen
-
-
-def place_of(place: str) -> str | None:
-    """A path as it is recorded, absolute; a URL as it is; None for `none`."""
-    return None if place == "none" else place if "://" in place else os.path.abspath(place)
-
-
-def check_apart(store: Store, sources: Sequence[Source]) -> None:
-    """Refuse a ROOT that lies inside a source: each night would index the last one's files."""
-    for source in sources:
-        fs, base = open_filesystem(base_of(source.url))
-        if is_local(fs) != store.local:
-            continue
-        root = store.base
-        if store.local:
-            base, root = os.path.realpath(base), os.path.realpath(root)
-        if f"{root}/".startswith(f"{base.rstrip('/')}/"):
-            raise SifBatchError(
-                f"ROOT {store.url} lies inside the source {source.url}", remedy="give a ROOT outside every source"
-            )

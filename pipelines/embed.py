@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import apache_beam as beam
 
-from sif_batch.embedding.shard import ShardStats
+from sif_batch.embedding.crew import ShardStats
 from sif_batch.embedding.supervision import embed_in_child
 from sif_batch.machine.child import Child, shared_children
 from sif_batch.machine.devices import Lane, OwnLanes

@@ -5,6 +5,7 @@ python scripts/make_reference.py [--check]
 
 import argparse
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,9 @@ from pathlib import Path
 import click
 from pydantic import BaseModel
 
-from sif_batch import config, failures
+from sif_batch import config, failures, query
 from sif_batch.jobs.cli.main import cli
 from sif_batch.ledger.plan import Limits
-from sif_batch.query import index
 
 OUT = Path(__file__).parents[1] / "docs" / "reference.md"
 SETTINGS = (config.Source, config.IndexSettings, config.GateSettings, config.Int8Settings, Limits)
@@ -46,22 +46,18 @@ def describe_settings(model: type[BaseModel]) -> str:
 
 
 def describe_api() -> str:
-    lines = [_words(index.Index.__doc__), ""]
+    lines = [_words(query.Index.__doc__), ""]
     for name in API:
-        member = inspect.getattr_static(index.Index, name)
+        member = inspect.getattr_static(query.Index, name)
         if isinstance(member, staticmethod):
             member = member.__func__
         function = getattr(member, "fget", None) or getattr(member, "func", None) or member
         is_call = function is member
         shown = f"{name}{inspect.signature(function)}" if is_call else name
-        shown = (
-            shown.replace("(self, ", "(")
-            .replace("(self)", "()")
-            .replace("sif_batch.query.index.", "")
-            .replace("sif_batch.query.", "")
-        )
+        shown = shown.replace("(self, ", "(").replace("(self)", "()")
+        shown = re.sub(r"sif_batch\.query\.([a-z_]+\.)?", "", shown)
         lines += [f"### `Index.{shown}`", "", _words(function.__doc__), ""]
-    lines += [f"### `Hit({', '.join(index.Hit.__annotations__)})`", "", _words(index.Hit.__doc__), ""]
+    lines += [f"### `Hit({', '.join(query.Hit.__annotations__)})`", "", _words(query.Hit.__doc__), ""]
     return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ from sif_batch.jobs.nightly.run import list_collection
 from sif_batch.jobs.progress import Reporter
 from sif_batch.jobs.result_files import whole_path, working_folder, write_result
 from sif_batch.jobs.settings import RunSettings
-from sif_batch.ledger.catalog import load_catalog
+from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.parts import part_path
 from sif_batch.ledger.reconcile import standing_rows
 from sif_batch.pipelines.engines import check_options

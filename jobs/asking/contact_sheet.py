@@ -7,10 +7,11 @@ from pathlib import Path
 from PIL import Image
 
 from sif_batch.errors import SifBatchError
+from sif_batch.images.contact_sheet import Strip, Tile, contact_sheet
 from sif_batch.jobs.asking.search import Answer
-from sif_batch.jobs.reports.html import write_file
-from sif_batch.query.index import Hit
-from sif_batch.sources.originals import Strip, Tile, contact_sheet, find_thumbnail
+from sif_batch.jobs.result_files import write_file
+from sif_batch.query.hits import Hit
+from sif_batch.sources.originals import find_thumbnail
 
 SIDE = 144
 MOST_PIXELS = 60_000  # a side of the picture

@@ -11,7 +11,8 @@ from sif_batch.jobs.progress import Reporter
 from sif_batch.jobs.result_files import whole_path, working_folder, write_result
 from sif_batch.pipelines.engines import check_options
 from sif_batch.query.duplicates import check_threshold, group, pairs_name, part_count
-from sif_batch.query.index import Hit, Index
+from sif_batch.query.hits import Hit
+from sif_batch.query.index import Index
 
 SHOWN, ACROSS = 100, 12  # groups on a contact sheet, and images of each
 

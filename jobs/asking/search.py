@@ -7,7 +7,8 @@ from typing import Any
 from sif_batch.config import Frozen
 from sif_batch.errors import SifBatchError
 from sif_batch.evaluation.judgements import keep_judgements
-from sif_batch.query.index import Hit, Index
+from sif_batch.query.hits import Hit
+from sif_batch.query.index import Index
 from sif_batch.query.usage_log import UsageLog
 
 

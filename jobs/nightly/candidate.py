@@ -30,7 +30,10 @@ from sif_batch.machine.child import shared_children
 from sif_batch.pipelines.engines import in_this_process
 from sif_batch.query.index import Index
 from sif_batch.release import manifest as releases
-from sif_batch.release.assembly import Placement, assemble, check_scratch, copy_encoder, write_images
+from sif_batch.release.assembly import assemble
+from sif_batch.release.external_sort import check_scratch
+from sif_batch.release.files import copy_encoder, write_images
+from sif_batch.release.placement import Placement
 from sif_batch.storage.store import Store
 
 REMEMBERED_RUNS = 10
@@ -134,7 +137,7 @@ def prepare_to_quantize(settings: RunSettings, parts: int) -> None:
     """Start the children and import Beam, which takes seconds, while the quantizer is trained."""
     if in_this_process(settings.beam):
         for child in shared_children(processes_within(min(settings.workers, parts), settings)):
-            child.prepare("sif_batch.index.codes:ready")
+            child.prepare("sif_batch.index.quantize_part:ready")
     if parts > FEW:
         threading.Thread(target=importlib.import_module, args=["sif_batch.pipelines.calls"], daemon=True).start()
 
@@ -147,7 +150,7 @@ def quantize_parts(store: Store, quantizer: str, parts: list[str], settings: Run
     if in_this_process(settings.beam):
         workers = processes_within(min(settings.workers, max(1, len(elements))), settings)
     spread(
-        "sif_batch.index.codes:quantize_part",
+        "sif_batch.index.quantize_part:quantize_part",
         {"root": store.url, "quantizer": quantizer},
         elements,
         "quantizing",

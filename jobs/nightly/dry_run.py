@@ -13,9 +13,10 @@ from sif_batch.jobs.nightly.run import list_collection, settle_encoder
 from sif_batch.jobs.nightly.timed_sample import count_images, time_sample
 from sif_batch.jobs.progress import Reporter
 from sif_batch.jobs.settings import RunSettings, decide_record
-from sif_batch.ledger.catalog import load_catalog
+from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.plan import slice_spans
-from sif_batch.ledger.reconcile import spans_to_do, standing_rows
+from sif_batch.ledger.reconcile import standing_rows
+from sif_batch.ledger.todo import spans_to_do
 from sif_batch.ledger.tombstones import read_erased
 from sif_batch.machine.devices import choose_devices, plan_lanes
 from sif_batch.machine.memory import available_bytes

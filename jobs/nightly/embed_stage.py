@@ -16,19 +16,21 @@ from sif_batch.errors import SifBatchError
 from sif_batch.jobs.nightly.capacity import fit_run
 from sif_batch.jobs.progress import Reporter, process_age_s, watching_folder
 from sif_batch.jobs.settings import RunSettings
-from sif_batch.ledger.catalog import Catalog, load_catalog
+from sif_batch.ledger.catalog import Catalog
+from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.content_index import are_known, write_known
 from sif_batch.ledger.entry_digests import ENTRY
 from sif_batch.ledger.live import failures_by_kind
 from sif_batch.ledger.plan import OPEN, finish_plan, make_plan, open_plans, plan_encoder, plan_shards, save_plan
-from sif_batch.ledger.reconcile import Standing, spans_to_do, stale_rows, standing_rows
+from sif_batch.ledger.reconcile import Standing, stale_rows, standing_rows
+from sif_batch.ledger.todo import spans_to_do
 from sif_batch.machine.child import ChildDied, shared_child, shared_children
 from sif_batch.machine.devices import Lane, OwnLanes, choose_devices, plan_lanes
 from sif_batch.pipelines.engines import in_this_process
 from sif_batch.sources.listing import Listing, listing_names
 from sif_batch.storage.store import Store
 
-WARM_UP = "sif_batch.embedding.shard:warm_up"
+WARM_UP = "sif_batch.embedding.loaded:warm_up"
 
 
 @dataclass

@@ -9,8 +9,9 @@ from sif_batch.errors import SifBatchError
 from sif_batch.gate.int8 import candidates
 from sif_batch.jobs.progress import Reporter
 from sif_batch.jobs.settings import RunSettings
-from sif_batch.ledger.catalog import load_catalog
-from sif_batch.ledger.reconcile import spans_to_do, standing_rows
+from sif_batch.ledger.catalog_cache import load_catalog
+from sif_batch.ledger.reconcile import standing_rows
+from sif_batch.ledger.todo import spans_to_do
 from sif_batch.machine.arithmetic import computes_int8, instruction_set
 from sif_batch.machine.child import Child, ChildDied
 from sif_batch.model_export.choose import Chosen

@@ -6,7 +6,8 @@ from typing import Any
 from sif_batch.errors import SifBatchError
 from sif_batch.gate.checks import judge_recall
 from sif_batch.gate.drift import why_drifted, why_outgrown, why_unfit
-from sif_batch.index.quantizer import QuantizerRecord, read_record, train_quantizer
+from sif_batch.index.quantizer import QuantizerRecord, read_record
+from sif_batch.index.train_quantizer import train_quantizer
 from sif_batch.jobs.nightly.candidate import (
     Candidate,
     Collection,

@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from sif_batch.errors import SifBatchError
+from sif_batch.images.thumbnails import thumbnail
 from sif_batch.query.filters import KEYWORDS
-from sif_batch.query.index import Hit, Index
-from sif_batch.sources.originals import thumbnail
+from sif_batch.query.hits import Hit
+from sif_batch.query.index import Index
 
 K, MOST = 24, 500  # images shown: by default, at most
 MOST_SEEN = 10_000  # hits looked through for MOST images, copies folded

@@ -13,7 +13,8 @@ from sif_batch.config import Frozen
 from sif_batch.errors import SifBatchError
 from sif_batch.jobs.page.thumbnails import Picture, Thumbnails, thumbnails_home
 from sif_batch.jobs.run_record import read_runs
-from sif_batch.query.index import Index, find_release
+from sif_batch.query.index import Index
+from sif_batch.query.opening import find_release
 from sif_batch.query.usage_log import UsageLog
 from sif_batch.release.history import read_history
 from sif_batch.release.manifest import MANIFEST

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT, ImageError
+from sif_batch.images.thumbnails import png_bytes
 from sif_batch.jobs.page.answers import Card
 from sif_batch.jobs.page.gallery import Facts
-from sif_batch.jobs.reports.html import png_bytes
 from sif_batch.query.image_table import PLAIN
 from sif_batch.query.index import Index
 

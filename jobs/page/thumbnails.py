@@ -16,9 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
+from sif_batch.images.thumbnails import thumbnail
 from sif_batch.machine.devices import usable_cores
 from sif_batch.release.local_copies import cache_home
-from sif_batch.sources.originals import read_uri, thumbnail
+from sif_batch.sources.originals import read_uri
 from sif_batch.storage.temporary_files import temporary_name
 
 SIDES = (320, 800)  # pixels of the longer side: in the grid, of the image asked with

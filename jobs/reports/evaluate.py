@@ -30,10 +30,13 @@ from sif_batch.failures import ImageError
 from sif_batch.index.codebooks import encoder_of
 from sif_batch.index.quantizer import load_quantizer
 from sif_batch.index.training_sample import read_rows
-from sif_batch.ledger.catalog import Catalog, load_catalog
+from sif_batch.ledger.catalog import Catalog
+from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.live import live_rows
 from sif_batch.query.index import Index
-from sif_batch.release.assembly import Placement, assemble, write_images
+from sif_batch.release.assembly import assemble
+from sif_batch.release.files import write_images
+from sif_batch.release.placement import Placement
 from sif_batch.sources.originals import read_uri
 from sif_batch.storage.root import read_record
 from sif_batch.storage.store import Store

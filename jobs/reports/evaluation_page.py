@@ -6,7 +6,8 @@ from typing import Any
 
 from sif_batch.jobs.reports import plots
 from sif_batch.jobs.reports.evaluate import Evaluation, worst_pictures
-from sif_batch.jobs.reports.html import picture_of, render, write_file
+from sif_batch.jobs.reports.html import picture_of, render
+from sif_batch.jobs.result_files import write_file
 from sif_batch.jobs.terminal.table import FIGURES, STAGES, evaluation_notes, evaluation_split
 
 

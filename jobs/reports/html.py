@@ -3,7 +3,6 @@
 import base64
 import importlib.util
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -71,22 +70,3 @@ def data_url(image: Image.Image, quality: int = 72) -> str:
     sink = io.BytesIO()
     image.save(sink, "WEBP", quality=quality, method=4)
     return "data:image/webp;base64," + base64.b64encode(sink.getvalue()).decode()
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, "PNG")
-    return sink.getvalue()
-
-
-def write_file(path: str, data: bytes) -> None:
-    """A local file, whole. Raises SifBatchError where it cannot be written."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        Path(temporary).write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SifBatchError(
-            f"{path}: cannot be written ({error.strerror or error})", remedy="give a place that this user may write"
-        ) from error

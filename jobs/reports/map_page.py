@@ -10,11 +10,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sif_batch.errors import SifBatchError
-from sif_batch.jobs.reports.html import check_extra, data_url, png_bytes, render, write_file
+from sif_batch.images.contact_sheet import PAPER
+from sif_batch.images.thumbnails import png_bytes
+from sif_batch.jobs.reports.html import check_extra, data_url, render
 from sif_batch.jobs.reports.map_places import MANY, SMALL_TILE, TILE, Map, make_map, open_tile
+from sif_batch.jobs.result_files import write_file
 from sif_batch.jobs.run_record import read_runs
 from sif_batch.query.index import Index
-from sif_batch.sources.originals import PAPER
 from sif_batch.storage.store import Store
 
 COLOURS = (

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from sif_batch.failures import ImageError
+from sif_batch.images.thumbnails import thumbnail
 from sif_batch.query.index import Index
-from sif_batch.sources.originals import read_uri, thumbnail
+from sif_batch.sources.originals import read_uri
 
 SEED = 0
 COMPONENTS = 50  # that t-SNE begins with

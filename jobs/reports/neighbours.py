@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from sif_batch.evaluation.rankings import rank_by_release
 from sif_batch.evaluation.release_diff import compare_releases
-from sif_batch.jobs.reports.html import picture_of, render, write_file
+from sif_batch.jobs.reports.html import picture_of, render
+from sif_batch.jobs.result_files import write_file
 from sif_batch.query.index import Index
 from sif_batch.release.manifest import MANIFEST, check_release
 from sif_batch.storage.store import Store

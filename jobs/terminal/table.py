@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sif_batch.jobs.progress import format_seconds
-from sif_batch.query.index import Hit
+from sif_batch.query.hits import Hit
 
 
 def show_run(console: Console, result: dict[str, Any]) -> None:

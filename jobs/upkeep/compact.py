@@ -6,7 +6,7 @@ import numpy as np
 
 from sif_batch.jobs.progress import Reporter
 from sif_batch.jobs.upkeep.gc import find_used
-from sif_batch.ledger.catalog import load_catalog, load_whole
+from sif_batch.ledger.catalog_cache import load_catalog, load_whole
 from sif_batch.ledger.compaction import Merge, plan_merges
 from sif_batch.ledger.parts import copy_rows, part_path
 from sif_batch.ledger.plan import DEFAULT_LIMITS

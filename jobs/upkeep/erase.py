@@ -17,7 +17,8 @@ from sif_batch.jobs.progress import Reporter
 from sif_batch.jobs.settings import RunSettings
 from sif_batch.jobs.upkeep import erase_traces
 from sif_batch.jobs.upkeep.erase_plan import Erasure, find_erasure
-from sif_batch.ledger.catalog import Catalog, load_whole, taken_over, without_rows
+from sif_batch.ledger.catalog import Catalog, taken_over, without_rows
+from sif_batch.ledger.catalog_cache import load_whole
 from sif_batch.ledger.content_index import known_path
 from sif_batch.ledger.parts import copy_rows, part_path
 from sif_batch.ledger.tombstones import FOLDER, add_erased

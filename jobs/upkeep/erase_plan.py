@@ -13,7 +13,8 @@ from sif_batch.errors import SifBatchError
 from sif_batch.index.quantizer import load_quantizer
 from sif_batch.index.training_sample import likeness
 from sif_batch.jobs.upkeep.explain import find_key
-from sif_batch.ledger.catalog import Catalog, load_whole
+from sif_batch.ledger.catalog import Catalog
+from sif_batch.ledger.catalog_cache import load_whole
 from sif_batch.ledger.parts import read_embeddings
 from sif_batch.ledger.tombstones import Erased, entry_hash, read_erased
 from sif_batch.release.history import read_top, sealed_releases

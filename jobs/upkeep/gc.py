@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from sif_batch.config import RootRecord
 from sif_batch.jobs.progress import Reporter
 from sif_batch.jobs.run_record import read_runs
-from sif_batch.ledger.catalog import Catalog, load_catalog
+from sif_batch.ledger.catalog import Catalog
+from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.gc import Needs, kept_releases, needed_parts, needed_rows, parse_time
 from sif_batch.ledger.plan import is_open
 from sif_batch.ledger.reconcile import stale_rows, standing_rows

@@ -5,7 +5,8 @@ from typing import Any
 from sif_batch.jobs.run_record import last_run
 from sif_batch.ledger.live import failures_by_kind, read_collection
 from sif_batch.ledger.plan import open_plans
-from sif_batch.ledger.reconcile import spans_to_do, standing_rows
+from sif_batch.ledger.reconcile import standing_rows
+from sif_batch.ledger.todo import spans_to_do
 from sif_batch.release.history import read_top
 from sif_batch.storage.root import open_root
 

@@ -67,12 +67,12 @@ def measure_fresh(index: Index, rows: np.ndarray, k: int, point: OperatingPoint 
     """Recall@k of new rows against all kept rows. None where there are none, or no rows are kept."""
     if not len(rows) or not index.segments.keeps_rows or index.spec.family == "flat":
         return None
-    exact = index.segments.scan(index.kept_view(index.vectors_of(rows).astype(np.float64)), k + 1, False)
+    exact = index.segments.scan(index.ranking.kept_view(index.vectors_of(rows).astype(np.float64)), k + 1, False)
     values = []
     for row, (near, apart), (found, _) in zip(rows, exact, index.neighbours_of(rows, k, point), strict=True):
         apart = apart[near != row][:k]
         if len(apart):
-            query = index.kept_view(index.vectors_of(np.array([row])).astype(np.float64))[0]
+            query = index.ranking.kept_view(index.vectors_of(np.array([row])).astype(np.float64))[0]
             got = index.segments.exact_distances(query, found)
             values.append(min(1.0, float((got <= apart[-1] * (1 + TIE) + TIE).sum()) / len(apart)))
     if not values:

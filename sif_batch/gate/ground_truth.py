@@ -4,11 +4,12 @@ import itertools
 
 import numpy as np
 
-from sif_batch.index.codes import query_distances
+from sif_batch.index.quantize_part import query_distances
 from sif_batch.index.quantizer import Quantizer
 from sif_batch.index.recall import NEIGHBOURS, TIE, Truth, nearly
 from sif_batch.ledger.parts import read_embeddings
-from sif_batch.release.assembly import Assembled, Placement
+from sif_batch.release.assembly import Assembled
+from sif_batch.release.placement import Placement
 from sif_batch.storage.store import Store
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from sif_batch.index.quantizer import Quantizer
 from sif_batch.index.recall import NEIGHBOURS, Truth, lower_and_upper, near_enough
-from sif_batch.query.index import PER_HIT, Index
+from sif_batch.query.index import Index
+from sif_batch.query.ranking import PER_HIT
 from sif_batch.query.segments import OperatingPoint
 
 SCANNED_AT_LEAST = 4096  # codes: to scan fewer saves no time that anyone can measure
@@ -99,7 +100,7 @@ def _measure_level(
     index: Index, quantizer: Quantizer, truth: Truth, k: int, cells: int, reranks: list[int], target: float
 ) -> list[Measured]:
     """Depths of re-ranking for one number of cells, from one search, until the target is met or little is gained."""
-    reduced, queries = index.reduced(quantizer.asked), index.kept_view(quantizer.asked)
+    reduced, queries = index.ranking.reduced(quantizer.asked), index.ranking.kept_view(quantizer.asked)
     if index.segments.is_graph:  # the walk keeps no fewer than are re-ranked
         reranks = [rerank for rerank in reranks if rerank <= cells]
     near, rows = index.segments.candidates(reduced, OperatingPoint(cells, reranks[-1] + 1))

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sif_batch.config import RootRecord, Source
-from sif_batch.ledger.catalog import Catalog, load_catalog
+from sif_batch.ledger.catalog import Catalog
+from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.reconcile import standing_rows
 from sif_batch.sources.files import uri_prefix
 from sif_batch.sources.listing import LISTING_SCHEMA, Listing, listing_names

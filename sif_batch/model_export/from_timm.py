@@ -14,9 +14,9 @@ from sif_batch.encoders.networks import TIMM
 from sif_batch.encoders.spec import EncoderSpec
 from sif_batch.errors import SifBatchError
 from sif_batch.model_export.features import Features
-from sif_batch.model_export.from_torchvision import SEED, finish, wrap
 from sif_batch.model_export.request import shown, weights_label
 from sif_batch.model_export.stated_preprocessing import fit_to, geometry
+from sif_batch.model_export.torch_export import SEED, finish, wrap
 from sif_batch.model_export.weights import REMEDY, fill, given_weights, parse_state, state_digest
 
 GLOBAL_POOL = {"avg": "avg", "max": "max", "cls": "token"}  # our word to timm's

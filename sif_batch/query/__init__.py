@@ -1,6 +1,7 @@
 """Ask a published index: `Index.open(ROOT or release)`, then `search`."""
 
-from sif_batch.query.index import Hit, Index
+from sif_batch.query.hits import Hit
+from sif_batch.query.index import Index
 from sif_batch.query.segments import OperatingPoint
 
 __all__ = ["Hit", "Index", "OperatingPoint"]

@@ -99,7 +99,7 @@ def find_pairs(index: Index, rows: np.ndarray, threshold: float) -> pa.Table:
     asking, others = _near(index, y, limit + SLACK)
     kept = rows[asking] != others
     asking, others = asking[kept], others[kept]
-    apart = _exact(index, index.kept_view(y), asking, others)
+    apart = _exact(index, index.ranking.kept_view(y), asking, others)
     near = apart <= limit
     a, b = rows[asking[near]], others[near]
     similarity = SIMILARITY[index.spec.metric](apart[near]).astype(np.float32)
@@ -108,12 +108,12 @@ def find_pairs(index: Index, rows: np.ndarray, threshold: float) -> pa.Table:
 
 def _near(index: Index, y: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
     """Roughly: which query is near to which row, (m,) each. y: compared vectors."""
-    segments, queries = index.segments, index.kept_view(y)
+    segments, queries = index.segments, index.ranking.kept_view(y)
     if index.spec.family == "flat" or index.point is None:
         others, apart = segments.nearest(queries, MORE)
         asking, place = np.nonzero(apart <= limit)
         return asking, others[asking, place]
-    reduced = index.reduced(y)
+    reduced = index.ranking.reduced(y)
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     left = np.arange(len(y))
     for most in (NEAREST, MORE):
@@ -178,7 +178,7 @@ def _table(index: Index, rows: np.ndarray, group: np.ndarray, size: np.ndarray, 
     begins = np.flatnonzero(np.diff(group, prepend=-1))
     number = np.cumsum(np.diff(group, prepend=-1) != 0) - 1
     leader = begins[number]
-    queries = index.kept_view(index.vectors_of(rows[begins]).astype(np.float64))
+    queries = index.ranking.kept_view(index.vectors_of(rows[begins]).astype(np.float64))
     similarity = SIMILARITY[index.spec.metric](_exact(index, queries, number, rows)).astype(np.float32)
     kind = np.where(copy_of == copy_of[leader], "exact", "near")
     kind[begins] = "first"

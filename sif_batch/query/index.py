@@ -7,12 +7,9 @@ for hit in index.search(image="query.jpg", k=10):
 """
 
 import functools
-import math
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,43 +17,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from sif_batch.digests import canonical_json, digest, sha256_of
+from sif_batch.digests import canonical_json, digest
 from sif_batch.encoders.installed import networks, read_spec
 from sif_batch.encoders.runtime import Encoder
 from sif_batch.encoders.spec import EncoderSpec, in_float
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
-from sif_batch.images.decode import MAX_BYTES, checked_rgb
+from sif_batch.images.decode import checked_rgb
 from sif_batch.index.quantizer import ARRAYS, transform_of
-from sif_batch.index.rerank_rows import row_type, vectors_of_rows
-from sif_batch.index.similarity import SIMILARITY
-from sif_batch.machine.arithmetic import computes_int8, import_faiss, project_few
+from sif_batch.index.rerank_rows import vectors_of_rows
+from sif_batch.machine.arithmetic import computes_int8, project_few
 from sif_batch.query import feedback
 from sif_batch.query.filtered_search import Selection
-from sif_batch.query.image_table import PLAIN, Roster
+from sif_batch.query.hits import make_hits
+from sif_batch.query.image_table import Roster
+from sif_batch.query.opening import find_release, read_query_image
 from sif_batch.query.question import Picture, Question
-from sif_batch.query.segments import OperatingPoint, Ranked, Segment, Segments
-from sif_batch.release.history import read_top
-from sif_batch.release.local_copies import Copies
-from sif_batch.release.manifest import MANIFEST, check_release, damaged, shape_of
-from sif_batch.sources.names import local_of
+from sif_batch.query.ranking import Ranking
+from sif_batch.query.release_files import ReleaseFiles
+from sif_batch.query.segments import OperatingPoint, Ranked, Segments
+from sif_batch.release.manifest import check_release, shape_of
 from sif_batch.storage.store import Store
-from sif_batch.storage.urls import open_filesystem
 
-SCORES_AT_ONCE = 2**24  # ranked rows in memory: queries x k
-PER_HIT = 4  # codes scanned and rows re-ranked for each hit asked for, where that is more than the operating point
 SELECTIONS = 8  # filters whose rows are kept at hand
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An image of the release: similarity is the cosine or correlation, or of the metric euclidean 1 / (1 + distance),
-    so 1 for the same vector; columns: what is known of it."""
-
-    key: str
-    uri: str
-    similarity: float
-    columns: dict[str, Any]
 
 
 class Index:
@@ -65,42 +48,24 @@ class Index:
     def __init__(self, store: Store, folder: str, manifest: dict[str, Any]):
         self.manifest = manifest
         self.release = digest(canonical_json(manifest))
-        self._store, self._folder = store, folder
         self._place: str | None = None  # where it was opened
-        self._copies = None if store.local else Copies(store, folder, self.release, manifest["files"])
-        local = self._local
+        self._files = files = ReleaseFiles(store, folder, self.release, manifest.get("files"))
         self.spec = shape_of(manifest)
         trained = self.spec.family != "flat" or self.spec.whitening or self.spec.row_dimension
-        arrays = [np.load(self._checked(f"quantizer/{name}.npy")) for name in ARRAYS] if trained else []
+        arrays = [np.load(files.checked(f"quantizer/{name}.npy")) for name in ARRAYS] if trained else []
         self.transform = transform_of(self.spec, *arrays)
-        self._reducer = None
-        if self.spec.reduced and not self.spec.whitening:
-            matrix = self.transform.coder
-            self._reducer = matrix.astype(np.float32), (self.transform.mean @ matrix).astype(np.float32)
         opened, start = [], 0
         for number in range(manifest["segments"]):
-            segment = self._open_segment(f"segments/{number:03d}", start)
+            segment = files.open_segment(number, start, self.spec)
             opened.append(segment)
             start += segment.size
         self.segments = Segments(opened, self.spec.unit_rows, self.spec.kept_dimension)
-        self.roster = Roster(local("images.arrow"), self._path("images.arrow"))
+        self.roster = Roster(files.local("images.arrow"), files.path("images.arrow"))
         self._selections = functools.lru_cache(SELECTIONS)(self._select)
         if start != manifest["rows"] or len(self) != start:
             raise ValueError(f"{start} rows in segments, {len(self)} images, {manifest['rows']} in release.json")
         self.point = OperatingPoint(**manifest["operating_point"]) if manifest.get("operating_point") else None
-
-    def _open_segment(self, folder: str, start: int) -> Segment:
-        index: Any = None if self.spec.family == "flat" else self._read_index(f"{folder}/index.faiss")
-        if self.spec.rows == "none":
-            return Segment(start, int(index.ntotal), None, index)
-        path = self._local(f"{folder}/rows.npy")
-        rows = np.load(path, mmap_mode="r" if path.stat().st_size > 128 else None)
-        kind = row_type(self.spec.rows)
-        if rows.dtype != kind or rows.shape[1:] != (self.spec.row_bytes // kind.itemsize,):
-            raise ValueError(f"{folder}/rows.npy holds {rows.shape} of {rows.dtype}")
-        if index is not None and index.ntotal != len(rows):
-            raise ValueError(f"{folder}: {index.ntotal} codes, {len(rows)} rows")
-        return Segment(start, len(rows), np.asarray(rows), index)
+        self.ranking = Ranking(self.segments, self.transform, self.spec, self.point)
 
     @staticmethod
     def open(url: str | os.PathLike[str]) -> "Index":
@@ -128,10 +93,10 @@ class Index:
 
         `index = index.refresh()` switches at once; whoever still asks the old one gets its answers whole.
         """
-        if not self._folder or self._place is None:
+        if not self._files.folder or self._place is None:
             return self
         folder = find_release(self._place)[1]
-        return self if folder == self._folder else Index.open(self._place)
+        return self if folder == self._files.folder else Index.open(self._place)
 
     def __len__(self) -> int:
         return len(self.roster)
@@ -143,23 +108,22 @@ class Index:
     @property
     def url(self) -> str:
         """Where this release lies, whatever is published meanwhile."""
-        return f"{self._store.url}/{self._folder}" if self._folder else self._store.url
+        return self._files.url
 
     def encoder_files(self) -> tuple[EncoderSpec, list[bytes]]:
         """The encoder's specification and its networks."""
-        spec = read_spec(self._store, f"{self._folder}/encoder" if self._folder else "encoder")
-        return spec, [self._local(f"encoder/{name}").read_bytes() for name in networks(spec)]
+        spec = read_spec(self._files.store, self._files.name("encoder"))
+        return spec, [self._files.local(f"encoder/{name}").read_bytes() for name in networks(spec)]
 
     @functools.cached_property
     def encoder(self) -> Encoder:
         """The encoder that the release carries, loaded at the first image: of int8 the network in float, with a
         warning, where the CPU cannot compute int8."""
-        folder = f"{self._folder}/encoder" if self._folder else "encoder"
-        spec = read_spec(self._store, folder)
+        spec = read_spec(self._files.store, self._files.name("encoder"))
         if spec.precision == "int8" and not computes_int8():
             warnings.warn("this CPU has no VNNI: images are embedded in float, not in int8", stacklevel=2)
-            return Encoder(in_float(spec), self._local("encoder/fp32.onnx"))
-        return Encoder(spec, self._local("encoder/model.onnx"))
+            return Encoder(in_float(spec), self._files.local("encoder/fp32.onnx"))
+        return Encoder(spec, self._files.local("encoder/model.onnx"))
 
     def search(
         self,
@@ -195,7 +159,7 @@ class Index:
             y, without = self._one_query(y, good, bad), np.concatenate([own, bad])[None]
         if expand and len(y):
             y = self._expanded(y, expand, without)
-        found = [self._hits(*answer) for answer in self._ranked(y, k, without, None, selection)]
+        found = [make_hits(self.roster, *answer) for answer in self.ranking.ranked(y, k, without, None, selection)]
         return found if question.several else found[0]
 
     def _asked(self, question: Question, own: np.ndarray) -> np.ndarray:
@@ -216,7 +180,7 @@ class Index:
 
     def _expanded(self, y: np.ndarray, expand: int, without: np.ndarray | None) -> np.ndarray:
         """Compared queries (n, d), each with its first hits averaged in."""
-        found = self._ranked(y, expand, without, None)
+        found = self.ranking.ranked(y, expand, without, None)
         pairs = zip(y, found, strict=True)
         return np.stack([feedback.expand(q, self.vectors_of(r), s, self.transform.unit) for q, (r, s) in pairs])
 
@@ -294,13 +258,13 @@ class Index:
         y = self._compared(vectors)
         if expand and len(y):
             y = self._expanded(y, expand, without)
-        return self._ranked(y, k, without, point, self._among(among))
+        return self.ranking.ranked(y, k, without, point, self._among(among))
 
     def neighbours_of(
         self, rows: np.ndarray, k: int, point: OperatingPoint | None = None, among: np.ndarray | None = None
     ) -> Ranked:
         """As `ranked`, asked with some rows of the release, each left out of its own answer."""
-        return self._ranked(self.vectors_of(rows).astype(np.float64), k, rows, point, self._among(among))
+        return self.ranking.ranked(self.vectors_of(rows).astype(np.float64), k, rows, point, self._among(among))
 
     def _among(self, rows: np.ndarray | None) -> Selection | None:
         return None if rows is None else Selection(self.segments, rows)
@@ -313,99 +277,9 @@ class Index:
             raise SifBatchError("a query vector is not finite")
         return self.transform.apply(vectors, project_few)
 
-    def _ranked(
-        self,
-        y: np.ndarray,
-        k: int,
-        without: np.ndarray | None,
-        point: OperatingPoint | None,
-        selection: Selection | None = None,
-    ) -> Ranked:
-        """`ranked` for compared vectors, (n, ...) float64."""
-        if k < 1:
-            raise SifBatchError(f"k is {k}, expected at least 1")
-        findable = len(self) if selection is None else len(selection)
-        if not findable:
-            return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(y)
-        left_out = np.empty((len(y), 0), np.int64) if without is None else without.reshape(len(y), without[:1].size)
-        wanted = min(k + left_out.shape[1], findable)  # more, for the rows to leave out
-        exhaustive, point = self._effort(wanted, point or self.point)
-        found: Ranked = []
-        at_once = max(1, min(256, SCORES_AT_ONCE // wanted))
-        for start in range(0, len(y), at_once):
-            block = y[start : start + at_once]
-            queries = self.kept_view(block)
-            if selection is not None:
-                ranked = selection.search(self.reduced(block), queries, wanted, None if exhaustive else point)
-            elif exhaustive:
-                ranked = self.segments.scan(queries, wanted, PER_HIT * wanted >= len(self))
-            else:
-                ranked = self.segments.probe(self.reduced(block), queries, wanted, point)
-            for i, (rows, apart) in enumerate(ranked, start):
-                kept: Any = slice(k)
-                if left_out.shape[1]:
-                    kept = np.flatnonzero((rows[:, None] != left_out[i]).all(axis=1))[:k]
-                found.append((rows[kept], SIMILARITY[self.spec.metric](apart[kept]).astype(np.float32)))
-        return found
-
-    def reduced(self, y: np.ndarray) -> np.ndarray:
-        """Compared vectors as codes are asked: (n, reduced) float32."""
-        if self._reducer is None:
-            return np.ascontiguousarray(y[:, self.transform.coded], np.float32)
-        matrix, offset = self._reducer
-        return y.astype(np.float32) @ matrix - offset
-
-    def kept_view(self, y: np.ndarray) -> np.ndarray:
-        """Compared vectors as kept rows are asked: (n, kept_dimension) float32."""
-        cut = self.spec.row_dimension
-        return self.transform.reduce(y, cut, project_few) if cut else y.astype(np.float32)
-
-    def _effort(self, k: int, point: OperatingPoint | None) -> tuple[bool, OperatingPoint]:
-        """Whether to compare with every row, and the operating point that k needs at least."""
-        if self.spec.family == "flat" or (point is None and self.segments.keeps_rows):
-            return True, OperatingPoint(0, 0)
-        rows, all_cells = len(self), self.spec.cells or len(self)
-        point = point or OperatingPoint(all_cells, rows)
-        cells = min(all_cells, max(point.cells, math.ceil(PER_HIT * k * all_cells / rows)))
-        rerank = min(rows, max(point.rerank, PER_HIT * k))
-        return rerank == rows and cells == all_cells and self.segments.keeps_rows, OperatingPoint(cells, rerank)
-
     def codes_scanned(self, vectors: np.ndarray, point: OperatingPoint) -> float:
         """The mean number of codes that a query compares with at an operating point. vectors: as for `ranked`."""
-        return self.segments.codes_scanned(self.reduced(self.transform.apply(vectors)), point)
-
-    def _hits(self, rows: np.ndarray, similarities: np.ndarray) -> list[Hit]:
-        found = self.roster.take(rows, self.roster.schema.names).to_pylist()
-        return [
-            Hit(
-                image["key"],
-                image["uri"],
-                round(float(similarity), 6),
-                {name: value for name, value in image.items() if name not in PLAIN},
-            )
-            for image, similarity in zip(found, similarities, strict=True)
-        ]
-
-    def _local(self, name: str) -> Path:
-        """A local path of a file of the release; fetched once where the release is not local."""
-        return self._copies.path(name) if self._copies else Path(self._path(name))
-
-    def _path(self, name: str) -> str:
-        return self._store.path(f"{self._folder}/{name}" if self._folder else name)
-
-    def _checked(self, name: str) -> Path:
-        """The local path of a file, its checksum compared first."""
-        path = self._local(name)
-        files = self.manifest.get("files")  # none yet where a candidate is measured
-        if files and sha256_of(path) != files[name]["sha256"]:
-            if self._copies is None:
-                raise damaged(self._path(name))
-            path = self._copies.path(name, again=True)
-        return path
-
-    def _read_index(self, name: str) -> Any:
-        """A faiss index; most flipped bits in one would open silently."""
-        return import_faiss().read_index(str(self._checked(name)))
+        return self.ranking.codes_scanned(self.transform.apply(vectors), point)
 
     def _pixels(self, image: Picture) -> np.ndarray:
         name = "the query"
@@ -414,7 +288,7 @@ class Index:
                 return self.encoder.prepare(checked_rgb(image))
             if not isinstance(image, bytes):
                 name = os.fspath(image)
-                image = _read(name)
+                image = read_query_image(name)
             return self.encoder.read_image(image)[0]
         except ImageError as error:
             raise SifBatchError(f"{name}: not usable as an image: {error.kind} ({error})") from error
@@ -424,34 +298,3 @@ class Index:
 def opened(place: str) -> Index:
     """The index at a place, opened once: for children that are asked again and again."""
     return Index.open(place)
-
-
-def find_release(url: str) -> tuple[Store, str]:
-    """The store of a ROOT or release, and the folder in it of the release to open: history's top, or itself."""
-    store = Store(url)
-    if store.exists(MANIFEST):
-        return store, ""
-    if not store.exists("root.json"):
-        raise SifBatchError(
-            f"{store.url}: neither a ROOT nor a release (it holds no root.json or release.json)",
-            remedy="give the ROOT that sif-batch run wrote, or a folder in its releases/",
-        )
-    top = read_top(store)
-    if top is None:
-        raise SifBatchError(f"{store.url}: no release is published yet", remedy=f"sif-batch run {store.url}")
-    return store, f"releases/{top['release']}"
-
-
-def _read(name: str) -> bytes:
-    try:
-        path = local_of(name)
-        if os.path.lexists(path) and not os.path.isfile(path):
-            raise SifBatchError(f"{name}: cannot be read (it is no file)", remedy="give an image file, or a URL of one")
-        fs, path = (open_filesystem(name)[0], path) if os.path.lexists(path) else open_filesystem(name)
-        if fs.size(path) > MAX_BYTES:
-            raise SifBatchError(f"{name}: {fs.size(path)} bytes, the limit is {MAX_BYTES}")
-        return bytes(fs.cat_file(path))
-    except OSError as error:
-        raise SifBatchError(
-            f"{name}: cannot be read ({error.strerror or error})", remedy="check the path of the image"
-        ) from error

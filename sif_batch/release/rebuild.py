@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from sif_batch.digests import canonical_json, digest
-from sif_batch.index.quantizer import QuantizerRecord, encode_queries, load_quantizer, read_record
+from sif_batch.index.quantizer import QuantizerRecord, load_quantizer, read_record
+from sif_batch.index.train_quantizer import encode_queries
 from sif_batch.ledger.catalog import Catalog
 from sif_batch.release.manifest import decided_of, inputs_digest
 from sif_batch.storage.store import Store

@@ -170,3 +170,23 @@ def in_order(found: pa.Table) -> pa.Table:
 def are_rising(paths: pa.Array | pa.ChunkedArray) -> bool:
     """Whether they stand in order already, which is told sooner than sorted."""
     return len(paths) < 2 or bool(pc.all(pc.less_equal(paths[:-1], paths[1:])).as_py())
+
+
+def place_of(place: str) -> str | None:
+    """A path as it is recorded, absolute; a URL as it is; None for `none`."""
+    return None if place == "none" else place if "://" in place else os.path.abspath(place)
+
+
+def check_apart(store: Store, sources: Sequence[Source]) -> None:
+    """Refuse a ROOT that lies inside a source: each night would index the last one's files."""
+    for source in sources:
+        fs, base = open_filesystem(base_of(source.url))
+        if is_local(fs) != store.local:
+            continue
+        root = store.base
+        if store.local:
+            base, root = os.path.realpath(base), os.path.realpath(root)
+        if f"{root}/".startswith(f"{base.rstrip('/')}/"):
+            raise SifBatchError(
+                f"ROOT {store.url} lies inside the source {source.url}", remedy="give a ROOT outside every source"
+            )

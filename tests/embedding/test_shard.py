@@ -18,16 +18,19 @@ import pytest
 from paths import REPOSITORY
 
 from sif_batch.config import Source
-from sif_batch.embedding.shard import ShardStats, embed_shard, load_encoder
+from sif_batch.embedding.crew import ShardStats
+from sif_batch.embedding.loaded import load_encoder
+from sif_batch.embedding.shard import embed_shard
 from sif_batch.embedding.supervision import SHARD_TRIES, STRIKES, embed_in_child
 from sif_batch.encoders.installed import built_in_spec, install_encoder
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.images.decode import MAX_BYTES
-from sif_batch.ledger.catalog import load_catalog
+from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.parts import PART_SCHEMA, part_path
 from sif_batch.ledger.plan import DEFAULT_LIMITS, Limits, make_plan, plan_shards, save_plan
-from sif_batch.ledger.reconcile import spans_to_do, standing_rows
+from sif_batch.ledger.reconcile import standing_rows
+from sif_batch.ledger.todo import spans_to_do
 from sif_batch.machine.child import Child
 from sif_batch.machine.devices import Lane
 from sif_batch.sources.files import remote_version

@@ -18,7 +18,7 @@ from synthetic import (
 
 from sif_batch.config import GateSettings
 from sif_batch.gate.checks import all_finite, check_sanity, fresh_rows, judge, measure_fresh, measure_recall
-from sif_batch.index.codes import quantize_part
+from sif_batch.index.quantize_part import quantize_part
 from sif_batch.index.quantizer import load_quantizer
 from sif_batch.index.training_sample import HELD_OUT_FROM
 from sif_batch.query.index import Index

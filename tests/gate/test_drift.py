@@ -26,7 +26,7 @@ from synthetic import (
 from sif_batch.config import IndexSettings, RootRecord, Source
 from sif_batch.errors import SifBatchError
 from sif_batch.gate.drift import MAX_IMBALANCE, MAX_RATIO, measure_drift, why_drifted, why_outgrown, why_unfit
-from sif_batch.index.codes import quantize_part
+from sif_batch.index.quantize_part import quantize_part
 from sif_batch.index.quantizer import Quantizer, count_cells, imbalance_of, load_quantizer
 from sif_batch.jobs.nightly.embed_stage import ledger_of
 from sif_batch.jobs.nightly.index_stage import Indexed, index_collection

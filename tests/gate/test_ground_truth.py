@@ -17,7 +17,7 @@ from synthetic import (
 )
 
 from sif_batch.gate import ground_truth as truth_module
-from sif_batch.index.codes import quantize_part
+from sif_batch.index.quantize_part import quantize_part
 from sif_batch.index.quantizer import Quantizer, QuantizerRecord, load_quantizer
 from sif_batch.index.recall import NEIGHBOURS, Truth
 from sif_batch.storage.store import Store

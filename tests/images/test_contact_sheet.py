@@ -12,18 +12,10 @@ from synthetic import memory_copy
 
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
+from sif_batch.images.contact_sheet import BAD, FRAME, GOOD, Strip, Tile, contact_sheet
+from sif_batch.images.thumbnails import thumbnail
 from sif_batch.jobs.asking.contact_sheet import check_name, write_picture
-from sif_batch.sources.originals import (
-    BAD,
-    FRAME,
-    GOOD,
-    Strip,
-    Tile,
-    contact_sheet,
-    find_thumbnail,
-    read_uri,
-    thumbnail,
-)
+from sif_batch.sources.originals import find_thumbnail, read_uri
 
 
 def jpeg(width: int, height: int, colour: tuple[int, int, int] = (200, 30, 30), orientation: int = 1) -> bytes:

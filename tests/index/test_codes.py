@@ -26,7 +26,8 @@ from synthetic import (
 from sif_batch.digests import digest
 from sif_batch.errors import SifBatchError
 from sif_batch.index.codebooks import fill_codebook
-from sif_batch.index.codes import CODES_SCHEMA, codes_path, encode_codes, quantize_part, query_distances, read_codes
+from sif_batch.index.codes import CODES_SCHEMA, codes_path, read_codes
+from sif_batch.index.quantize_part import encode_codes, quantize_part, query_distances
 from sif_batch.index.quantizer import Quantizer, load_quantizer
 from sif_batch.index.recall import NEIGHBOURS
 from sif_batch.index.similarity import Transform

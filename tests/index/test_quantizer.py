@@ -17,7 +17,8 @@ from synthetic import (
 
 from sif_batch.config import IndexSettings
 from sif_batch.errors import SifBatchError
-from sif_batch.index.quantizer import load_quantizer, read_record, train_quantizer
+from sif_batch.index.quantizer import load_quantizer, read_record
+from sif_batch.index.train_quantizer import train_quantizer
 from sif_batch.index.training_sample import sample_rows
 from sif_batch.machine.arithmetic import import_faiss
 from sif_batch.sources.names import hash_of

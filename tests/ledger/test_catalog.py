@@ -16,7 +16,8 @@ from synthetic import (
 )
 
 from sif_batch.errors import SifBatchError
-from sif_batch.ledger.catalog import CATALOG_SCHEMA, Catalog, load_catalog
+from sif_batch.ledger.catalog import CATALOG_SCHEMA, Catalog
+from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.entry_digests import entry_digests
 from sif_batch.ledger.parts import LIGHT, part_path
 from sif_batch.storage.store import Store

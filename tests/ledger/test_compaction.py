@@ -19,7 +19,7 @@ from sif_batch.jobs.settings import RunSettings
 from sif_batch.jobs.upkeep.compact import compact
 from sif_batch.jobs.upkeep.gc import collect_garbage
 from sif_batch.jobs.upkeep.verify import verify
-from sif_batch.ledger.catalog import load_catalog, load_whole
+from sif_batch.ledger.catalog_cache import load_catalog, load_whole
 from sif_batch.ledger.compaction import plan_merges
 from sif_batch.ledger.parts import copy_rows, part_path
 from sif_batch.ledger.plan import Limits

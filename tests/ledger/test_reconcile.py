@@ -20,10 +20,12 @@ from synthetic import (
 
 from sif_batch.config import Source
 from sif_batch.failures import PERMANENT, TRANSIENT
-from sif_batch.ledger.catalog import Catalog, load_catalog
+from sif_batch.ledger.catalog import Catalog
+from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.live import failures_by_kind, live_rows
 from sif_batch.ledger.plan import SPAN_SCHEMA
-from sif_batch.ledger.reconcile import spans_to_do, stale_rows, standing_rows
+from sif_batch.ledger.reconcile import stale_rows, standing_rows
+from sif_batch.ledger.todo import spans_to_do
 from sif_batch.sources.listing import keys_of
 from sif_batch.sources.names import hash_of, key_of
 from sif_batch.storage.store import Store

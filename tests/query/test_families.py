@@ -32,12 +32,13 @@ from sif_batch.config import IndexSettings
 from sif_batch.errors import SifBatchError
 from sif_batch.index.codebooks import fill_codebook
 from sif_batch.index.codes import read_codes
-from sif_batch.index.quantizer import load_quantizer, train_quantizer
+from sif_batch.index.quantizer import load_quantizer
+from sif_batch.index.train_quantizer import train_quantizer
 from sif_batch.machine import arithmetic
 from sif_batch.machine.arithmetic import import_faiss
 from sif_batch.query.index import Index
 from sif_batch.query.segments import OperatingPoint
-from sif_batch.release import assembly
+from sif_batch.release import assembly, external_sort
 from sif_batch.storage.store import Store
 
 COUNT = 1200
@@ -124,9 +125,9 @@ def test_rows_that_do_not_fit_into_memory_are_assembled_to_the_same_bytes(
     store, live = rooted
     record = quantize(store, live, "ivf-pq")
     found = []
-    for name, limit in (("whole", assembly.BUCKET_BYTES), ("spread", 4000)):
-        monkeypatch.setattr(assembly, "IN_MEMORY_BYTES", limit)
-        monkeypatch.setattr(assembly, "BUCKET_BYTES", limit)
+    for name, limit in (("whole", external_sort.BUCKET_BYTES), ("spread", 4000)):
+        monkeypatch.setattr(external_sort, "IN_MEMORY_BYTES", limit)
+        monkeypatch.setattr(external_sort, "BUCKET_BYTES", limit)
         assemble(store, live, record, tmp_path / name, 700)
         files = sorted(file for file in (tmp_path / name).rglob("*") if file.is_file())
         found.append({file.relative_to(tmp_path / name).as_posix(): file.read_bytes() for file in files})
@@ -139,8 +140,8 @@ def test_too_little_scratch_is_told_before_anything_is_read(
 ) -> None:
     store, live = rooted
     record = quantize(store, live, "ivf-pq")
-    monkeypatch.setattr(assembly, "IN_MEMORY_BYTES", 4000)
-    monkeypatch.setattr(assembly, "RESERVE", shutil.disk_usage(tmp_path).total)
+    monkeypatch.setattr(external_sort, "IN_MEMORY_BYTES", 4000)
+    monkeypatch.setattr(external_sort, "RESERVE", shutil.disk_usage(tmp_path).total)
     monkeypatch.setattr(assembly, "read_codes", None)
     with pytest.raises(SifBatchError, match="GB are needed there, 0.0 GB are free") as raised:
         assemble(store, live, record, tmp_path / "release")
@@ -235,7 +236,7 @@ def test_a_query_alone_stays_on_one_core_and_many_use_all(tmp_path: Path, family
 
 
 def candidates(index: Index, x: np.ndarray) -> None:
-    index.segments.candidates(index.reduced(x.astype(np.float64)), OperatingPoint(8, 50))
+    index.segments.candidates(index.ranking.reduced(x.astype(np.float64)), OperatingPoint(8, 50))
 
 
 DAMAGED_QUERIES = """
@@ -339,5 +340,5 @@ def test_a_query_is_not_projected_in_padded_blocks(
 
     monkeypatch.setattr(arithmetic, "in_blocks", refuse)
     assert len(index.ranked(query, 10, point=OperatingPoint(2, 50))[0][0]) == 10
-    found = index.kept_view(index.transform.apply(query, arithmetic.project_few))
+    found = index.ranking.kept_view(index.transform.apply(query, arithmetic.project_few))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

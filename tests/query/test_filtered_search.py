@@ -83,7 +83,7 @@ def test_what_is_found_among_some_is_what_brute_force_finds(
 def test_as_many_that_qualify_are_scanned_as_of_an_index(index: Index) -> None:
     if index.spec.family in ("flat", "hnsw"):
         pytest.skip("without cells")
-    reduced = index.reduced(index.transform.apply(ASKED))
+    reduced = index.ranking.reduced(index.transform.apply(ASKED))
     for among in (chosen(index)["some"], chosen(index)["far away"]):
         found = filtered_search.Selection(index.segments, among)
         for segment in index.segments.filled:

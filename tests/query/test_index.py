@@ -33,11 +33,14 @@ from sif_batch.encoders.networks import BUILT_IN
 from sif_batch.encoders.runtime import Encoder
 from sif_batch.errors import SifBatchError
 from sif_batch.gate import operating_point
-from sif_batch.ledger.catalog import load_catalog
+from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.plan import Limits, make_plan, save_plan
-from sif_batch.ledger.reconcile import spans_to_do, standing_rows
+from sif_batch.ledger.reconcile import standing_rows
+from sif_batch.ledger.todo import spans_to_do
 from sif_batch.machine.devices import Lane
-from sif_batch.query.index import Hit, Index, find_release
+from sif_batch.query.hits import Hit
+from sif_batch.query.index import Index
+from sif_batch.query.opening import find_release
 from sif_batch.query.segments import OperatingPoint
 from sif_batch.release.history import read_top
 from sif_batch.sources.listing import list_sources, parse_sources

@@ -35,11 +35,11 @@ from synthetic import (
 )
 
 from sif_batch.errors import SifBatchError
-from sif_batch.index.codes import quantize_part
+from sif_batch.index.quantize_part import quantize_part
 from sif_batch.query.index import Index
-from sif_batch.release.assembly import segment_ends
 from sif_batch.release.history import publish, read_history, read_top
 from sif_batch.release.manifest import describe_sources, find_damage, inputs_digest, read_manifest
+from sif_batch.release.placement import segment_ends
 from sif_batch.sources.names import hash_of
 from sif_batch.storage.store import Store
 

@@ -24,11 +24,12 @@ from synthetic import ENCODER, Row, checked, entries_of
 from sif_batch.config import Source
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError, telling_io
-from sif_batch.ledger.catalog import load_catalog
+from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.live import live_rows
 from sif_batch.ledger.parts import encode_part, part_path
 from sif_batch.ledger.plan import OPEN, Limits, part_name
-from sif_batch.ledger.reconcile import spans_to_do, stale_rows, standing_rows
+from sif_batch.ledger.reconcile import stale_rows, standing_rows
+from sif_batch.ledger.todo import spans_to_do
 from sif_batch.query.index import Index
 from sif_batch.sources import reading
 from sif_batch.sources.files import entry_rule

@@ -18,20 +18,25 @@ from hypothesis import settings
 from sif_batch.config import GateSettings, IndexSettings, RootRecord, Source
 from sif_batch.gate import checks, operating_point
 from sif_batch.gate.ground_truth import exact_neighbours
-from sif_batch.index.codes import quantize_part
 from sif_batch.index.feasibility import Prospect
-from sif_batch.index.quantizer import QuantizerRecord, load_quantizer, train_quantizer
+from sif_batch.index.quantize_part import quantize_part
+from sif_batch.index.quantizer import QuantizerRecord, load_quantizer
 from sif_batch.index.quantizer_spec import choose_spec
 from sif_batch.index.recall import Truth
-from sif_batch.ledger.catalog import load_catalog
+from sif_batch.index.train_quantizer import train_quantizer
+from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.live import live_rows
 from sif_batch.ledger.parts import encode_part, part_path
 from sif_batch.ledger.plan import DEFAULT_LIMITS, SPAN_SCHEMA, part_name
 from sif_batch.ledger.reconcile import standing_rows
 from sif_batch.machine.arithmetic import import_faiss
 from sif_batch.query.index import Index
-from sif_batch.release import assembly, history
+from sif_batch.release import history
+from sif_batch.release.assembly import Assembled
+from sif_batch.release.assembly import assemble as assemble_segments
+from sif_batch.release.files import copy_encoder, write_images
 from sif_batch.release.manifest import MANIFEST, files_of, inputs_digest, seal
+from sif_batch.release.placement import SEGMENT_ROWS, Placement
 from sif_batch.sources.files import find_files
 from sif_batch.sources.listing import LISTING_SCHEMA
 from sif_batch.sources.names import hash_of, key_of
@@ -209,19 +214,19 @@ def record_of(**changes: object) -> QuantizerRecord:
 class Placed:
     """What the gate needs of an assembled release."""
 
-    placement: assembly.Placement
-    assembled: assembly.Assembled
+    placement: Placement
+    assembled: Assembled
 
 
 def assemble(
-    store: Store, live: Live, record: QuantizerRecord, into: Path, max_rows: int = assembly.SEGMENT_ROWS
+    store: Store, live: Live, record: QuantizerRecord, into: Path, max_rows: int = SEGMENT_ROWS
 ) -> tuple[dict[str, Any], Placed]:
     """A release, not sealed, in the folder `into`: what its manifest would say so far, and what was placed where."""
     into.mkdir(parents=True)
-    placement = assembly.Placement.of(live.table, live.parts)
-    assembled = assembly.assemble(store, into, load_quantizer(store, record.id), placement, max_rows)
-    assembly.write_images(live.table, into / "images.arrow")
-    assembly.copy_encoder(store, record.spec.encoder, into / "encoder")
+    placement = Placement.of(live.table, live.parts)
+    assembled = assemble_segments(store, into, load_quantizer(store, record.id), placement, max_rows)
+    write_images(live.table, into / "images.arrow")
+    copy_encoder(store, record.spec.encoder, into / "encoder")
     decided: dict[str, Any] = {
         "encoder": record.spec.encoder,
         "quantizer": {"id": record.id, **record.spec.model_dump(mode="json")},
@@ -275,7 +280,7 @@ def build_release(
     entries: pa.Table,
     scratch: Path,
     family: str = "flat",
-    max_rows: int = assembly.SEGMENT_ROWS,
+    max_rows: int = SEGMENT_ROWS,
     sources: Sequence[Source] = (SOURCE,),
     encoder: str = ENCODER,
 ) -> str:

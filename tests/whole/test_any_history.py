@@ -39,7 +39,7 @@ from sif_batch.jobs.upkeep.erase import erase
 from sif_batch.jobs.upkeep.gc import collect_garbage
 from sif_batch.jobs.upkeep.releases import publish_by_hand, rollback
 from sif_batch.jobs.upkeep.verify import verify
-from sif_batch.ledger.catalog import load_catalog, load_whole
+from sif_batch.ledger.catalog_cache import load_catalog, load_whole
 from sif_batch.ledger.live import live_rows
 from sif_batch.ledger.parts import encode_part, part_path
 from sif_batch.ledger.plan import Limits
