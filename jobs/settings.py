@@ -4,16 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from sif_batch.config import Frozen, GateSettings, IndexSettings, Int8Settings, RootRecord
+from sif_batch.config import Frozen, GateSettings, Int8Settings
 from sif_batch.embedding.supervision import IMAGE_TIMEOUT_S
-from sif_batch.errors import SifBatchError
 from sif_batch.ledger.plan import Limits
 from sif_batch.ledger.reconcile import MAX_ATTEMPTS
 from sif_batch.machine.devices import Device, usable_cores
-from sif_batch.model_export.choose import Chosen, Say, choose_encoder
 from sif_batch.model_export.request import EncoderRequest
-from sif_batch.sources.listing import check_apart, parse_sources, place_of
-from sif_batch.storage.store import Store
 
 Retrain = Literal["auto", "never", "now"]
 
@@ -44,30 +40,3 @@ class RunSettings(Frozen):
     metadata: str | None = None
     beam: tuple[str, ...] = ()
     report: bool = True
-
-
-def decide_record(
-    store: Store, old: RootRecord | None, settings: RunSettings, say: Say = lambda text: None
-) -> tuple[RootRecord, Chosen]:
-    """What ROOT will record: its own choices, with what was asked for put in their place. Writes nothing."""
-    if old is None and not settings.sources:
-        raise SifBatchError(
-            f"{store.url} is not a ROOT (it holds no root.json), and no SOURCE was given",
-            remedy=f"give both: sif-batch run {settings.root} ROOT",
-        )
-    of_sources = {name: getattr(settings, name) for name in ("include", "exclude", "inventory", "image_column", "keep")}
-    if any(of_sources.values()) and not settings.sources:
-        raise SifBatchError(
-            "--include, --exclude, --inventory, --image-column and --keep go with the SOURCEs of a command, "
-            "and none was given",
-            remedy="name the source again: they are recorded with it",
-        )
-    given = parse_sources(settings.sources, **of_sources)
-    merged = {source.name: source for source in (*(old.sources if old else ()), *given)}
-    check_apart(store, list(merged.values()))
-    chosen = choose_encoder(store, old.encoder if old else None, settings.encoder, say)
-    index = old.index if old else IndexSettings()
-    index = IndexSettings.model_validate(index.model_dump() | settings.index)
-    sources = tuple(merged[name] for name in sorted(merged))
-    metadata = place_of(settings.metadata) if settings.metadata else old.metadata if old else None
-    return RootRecord(sources=sources, encoder=chosen.spec.id, index=index, metadata=metadata), chosen

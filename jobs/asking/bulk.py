@@ -17,7 +17,7 @@ from sif_batch.errors import SifBatchError
 from sif_batch.jobs.asking.search import Asking
 from sif_batch.jobs.fan_out import spread
 from sif_batch.jobs.nightly.embed_stage import embed_collection
-from sif_batch.jobs.nightly.run import list_collection
+from sif_batch.jobs.nightly.prepare import list_collection
 from sif_batch.jobs.progress import Reporter
 from sif_batch.jobs.result_files import whole_path, working_folder, write_result
 from sif_batch.jobs.settings import RunSettings

@@ -9,10 +9,10 @@ from sif_batch.encoders.installed import model_bytes
 from sif_batch.errors import SifBatchError
 from sif_batch.jobs.nightly.capacity import find_problems, fit_task, free_disk, make_task, read_past
 from sif_batch.jobs.nightly.forecast import foresee
-from sif_batch.jobs.nightly.run import list_collection, settle_encoder
+from sif_batch.jobs.nightly.prepare import decide_record, list_collection, settle_encoder
 from sif_batch.jobs.nightly.timed_sample import count_images, time_sample
 from sif_batch.jobs.progress import Reporter
-from sif_batch.jobs.settings import RunSettings, decide_record
+from sif_batch.jobs.settings import RunSettings
 from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.plan import slice_spans
 from sif_batch.ledger.reconcile import standing_rows

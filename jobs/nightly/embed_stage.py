@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from sif_batch.config import RootRecord
 from sif_batch.encoders.installed import read_spec
 from sif_batch.errors import SifBatchError
 from sif_batch.jobs.nightly.capacity import fit_run
+from sif_batch.jobs.nightly.speed import Speed, add_counters
 from sif_batch.jobs.progress import Reporter, process_age_s, watching_folder
 from sif_batch.jobs.settings import RunSettings
 from sif_batch.ledger.catalog import Catalog
@@ -25,7 +26,7 @@ from sif_batch.ledger.plan import OPEN, finish_plan, make_plan, open_plans, plan
 from sif_batch.ledger.reconcile import Standing, stale_rows, standing_rows
 from sif_batch.ledger.todo import spans_to_do
 from sif_batch.machine.child import ChildDied, shared_child, shared_children
-from sif_batch.machine.devices import Lane, OwnLanes, choose_devices, plan_lanes
+from sif_batch.machine.devices import OwnLanes, choose_devices, plan_lanes
 from sif_batch.pipelines.engines import in_this_process
 from sif_batch.sources.listing import Listing, listing_names
 from sif_batch.storage.store import Store
@@ -43,24 +44,6 @@ class Embedded:
     keys: pa.ChunkedArray
     counts: dict[str, Any]
     speed: "Speed | None"
-
-
-@dataclass
-class Speed:
-    """How fast embedding was. device: what was chosen, and why; lanes: of the plan that had most; first_image_s: from
-    the process's start; working_s: from there to the last part; thread_s: what the threads did, seconds by stage."""
-
-    device: str = ""
-    lanes: list[Lane] = field(default_factory=list)
-    images: int = 0
-    first_image_s: float | None = None
-    working_s: float = 0.0
-    thread_s: dict[str, float] = field(default_factory=dict)
-    shards: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def threads(self) -> int:
-        return sum(lane.threads for lane in self.lanes)
 
 
 def embed_collection(
@@ -232,7 +215,7 @@ def _run_shards(
         transform = embed.EmbedShards(store.url, name, shards, lanes, settings.image_timeout)
         counters = run_pipeline(transform, settings.beam)
     speed.working_s += ended - began[0] if began else 0.0
-    _add_counters(speed, counters)
+    add_counters(speed, counters)
 
 
 def _run_shards_elsewhere(
@@ -252,18 +235,7 @@ def _run_shards_elsewhere(
         transform = embed.EmbedShards(store.url, name, shards, lanes, settings.image_timeout)
         counters = run_pipeline(transform, settings.beam)
     speed.working_s += time.monotonic() - began
-    _add_counters(speed, counters)
-
-
-def _add_counters(speed: Speed, counters: dict[str, int]) -> None:
-    speed.images += counters.pop("images", 0)
-    for key, value in counters.items():
-        if key.endswith("_ms"):
-            stage = key.removesuffix("_ms")
-            speed.thread_s[stage] = speed.thread_s.get(stage, 0.0) + value / 1000
-        elif key.startswith("shards of "):
-            worker = key.removeprefix("shards of ")
-            speed.shards[worker] = speed.shards.get(worker, 0) + value
+    add_counters(speed, counters)
 
 
 def _older_listings(store: Store, current: str) -> Iterator[pa.Table]:

@@ -12,16 +12,15 @@ from sif_batch.encoders.installed import check_encoder, install_encoder
 from sif_batch.errors import SifBatchError
 from sif_batch.jobs.nightly.embed_stage import Embedded, embed_collection, ledger_of
 from sif_batch.jobs.nightly.index_stage import Indexed, index_collection
-from sif_batch.jobs.nightly.int8_stage import lower_encoder, say_cost
+from sif_batch.jobs.nightly.prepare import decide_record, list_collection, newest_listing, settle_encoder
 from sif_batch.jobs.nightly.speed import bottleneck, embedding_figures
 from sif_batch.jobs.progress import Reporter, timed
 from sif_batch.jobs.reports.night import try_report
 from sif_batch.jobs.run_record import EventLog, new_run_id, utc, write_run
-from sif_batch.jobs.settings import RunSettings, decide_record
+from sif_batch.jobs.settings import RunSettings
 from sif_batch.jobs.terminal.summary import summarise
 from sif_batch.ledger.tombstones import read_erased
 from sif_batch.machine.child import running_children
-from sif_batch.machine.devices import choose_devices
 from sif_batch.machine.memory import peak_bytes
 from sif_batch.model_export.choose import Chosen
 from sif_batch.pipelines.engines import check_options, in_this_process
@@ -29,7 +28,7 @@ from sif_batch.release.history import cache_latest, read_top
 from sif_batch.release.manifest import shape_of
 from sif_batch.release.metadata import read_metadata
 from sif_batch.sources.files import expand_exclusions
-from sif_batch.sources.listing import Listing, list_sources, listing_names
+from sif_batch.sources.listing import Listing
 from sif_batch.storage.lease import Lease, holding
 from sif_batch.storage.root import read_record
 from sif_batch.storage.store import Store
@@ -94,7 +93,7 @@ def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HAL
             if chosen.figures is not None:
                 night.result["int8"] = chosen.figures
         else:
-            listing_name = _newest_listing(store)
+            listing_name = newest_listing(store)
             listing = Listing.load(store, listing_name)
         night.log.write("listed", listing=listing_name, entries=len(listing.entries), ignored=listing.ignored)
         check_encoder(store, record.encoder)
@@ -202,37 +201,3 @@ def index_figures(indexed: Indexed, settings: RunSettings) -> dict[str, Any]:
             "query_ms": candidate.query_ms and round(candidate.query_ms, 3),
         },
     }
-
-
-def list_collection(record: RootRecord, reporter: Reporter) -> Listing:
-    """List all sources whole. Raises SifBatchError if one cannot be, or is empty."""
-    for source in record.sources:
-        reporter.say(f"listing {source.url}")
-    return list_sources(record.sources, lambda found: reporter.say(f"listing: {found} found"))
-
-
-def settle_encoder(
-    store: Store,
-    old: RootRecord | None,
-    record: RootRecord,
-    chosen: Chosen,
-    listing: Listing,
-    settings: RunSettings,
-    reporter: Reporter,
-) -> tuple[RootRecord, Chosen]:
-    """The encoder lowered to int8 where that is asked for, and its price said. Writes nothing."""
-    if chosen.to_int8:
-        chosen = lower_encoder(store, chosen, record, listing, settings, reporter)
-        record = record.model_copy(update={"encoder": chosen.spec.id})
-    if old is not None and old.encoder != record.encoder:
-        say_cost(store, old, record, listing, settings, reporter)
-    if in_this_process(settings.beam):
-        choose_devices(settings.device, chosen.spec.precision)  # or the error
-    return record, chosen
-
-
-def _newest_listing(store: Store) -> str:
-    names = listing_names(store)
-    if not names:
-        raise SifBatchError(f"{store.url} holds no listing yet", remedy=f"sif-batch embed SOURCE {store.url} makes one")
-    return names[0]

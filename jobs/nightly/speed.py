@@ -1,10 +1,10 @@
 """Where embedding's time went, and what would help most."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
-from sif_batch.jobs.nightly.embed_stage import Speed
 from sif_batch.machine.arithmetic import computes_int8
-from sif_batch.machine.devices import usable_cores
+from sif_batch.machine.devices import Lane, usable_cores
 
 ADVICE = {  # by what limits embedding
     "read": "faster storage, or more --workers to wait for it",
@@ -13,6 +13,35 @@ ADVICE = {  # by what limits embedding
     "write": "faster storage for ROOT, or a larger --shard-images",
     "waiting": "a larger --shard-images, so that threads wait less often for the last image of a shard",
 }
+
+
+@dataclass
+class Speed:
+    """How fast embedding was. device: what was chosen, and why; lanes: of the plan that had most; first_image_s: from
+    the process's start; working_s: from there to the last part; thread_s: what the threads did, seconds by stage."""
+
+    device: str = ""
+    lanes: list[Lane] = field(default_factory=list)
+    images: int = 0
+    first_image_s: float | None = None
+    working_s: float = 0.0
+    thread_s: dict[str, float] = field(default_factory=dict)
+    shards: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def threads(self) -> int:
+        return sum(lane.threads for lane in self.lanes)
+
+
+def add_counters(speed: Speed, counters: dict[str, int]) -> None:
+    speed.images += counters.pop("images", 0)
+    for key, value in counters.items():
+        if key.endswith("_ms"):
+            stage = key.removesuffix("_ms")
+            speed.thread_s[stage] = speed.thread_s.get(stage, 0.0) + value / 1000
+        elif key.startswith("shards of "):
+            worker = key.removeprefix("shards of ")
+            speed.shards[worker] = speed.shards.get(worker, 0) + value
 
 
 def embedding_figures(speed: Speed) -> dict[str, Any]:

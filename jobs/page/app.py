@@ -6,8 +6,8 @@ import streamlit as st
 
 from sif_batch.errors import SifBatchError
 from sif_batch.jobs.page.ask_page import look_page
+from sif_batch.jobs.page.gallery import gallery
 from sif_batch.jobs.page.html_text import about_usage, icon, read_asset, readable_error
-from sif_batch.jobs.page.serving import gallery
 from sif_batch.query.usage_log import summarise
 
 KEPT = ("k", "where", "fold", "expand")  # widgets of the first page; Streamlit forgets what no widget shows

@@ -16,9 +16,8 @@ from sif_batch.errors import SifBatchError
 from sif_batch.evaluation.judgements import keep_judgements
 from sif_batch.jobs.page.answers import Answer, Question, answer, digest_of, random_key
 from sif_batch.jobs.page.controls import ask, show_controls
-from sif_batch.jobs.page.gallery import Gallery
+from sif_batch.jobs.page.gallery import Gallery, gallery
 from sif_batch.jobs.page.html_text import about_card, about_facts, describe_key, read_asset, readable_error
-from sif_batch.jobs.page.serving import gallery
 from sif_batch.jobs.page.thumbnails import SIDES
 from sif_batch.query.index import Index
 

@@ -8,9 +8,8 @@ import streamlit as st
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.jobs.page.answers import MOST, UPLOADS, K, check_upload, random_key, where_between, where_values
-from sif_batch.jobs.page.gallery import Gallery
+from sif_batch.jobs.page.gallery import Gallery, gallery
 from sif_batch.jobs.page.html_text import readable_error
-from sif_batch.jobs.page.serving import gallery
 from sif_batch.jobs.page.thumbnails import SIDES, webp_bytes
 from sif_batch.query.filters import names_of, parse_filter
 from sif_batch.query.index import Index

@@ -163,3 +163,16 @@ def root_of(place: str) -> Store | None:
         return None
     root = Store(store.url.removesuffix("/").rpartition("/")[0].rpartition("/")[0])
     return root if root.exists("root.json") else None
+
+
+_open: list[Gallery] = []
+
+
+def open_gallery(settings: PageSettings, **options: float) -> Gallery:
+    """Open what is to be shown, in place of what was before. Raises SifBatchError."""
+    _open[:] = [Gallery(settings, **options)]
+    return _open[0]
+
+
+def gallery() -> Gallery:
+    return _open[0]

@@ -4,8 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sif_batch.jobs.page.gallery import PAGES
-from sif_batch.jobs.page.serving import gallery
+from sif_batch.jobs.page.gallery import PAGES, gallery
 from sif_batch.jobs.page.thumbnails import SIDES
 
 SANDBOX = "sandbox allow-scripts allow-popups allow-popups-to-escape-sandbox"  # of pages: nothing of the visitor's

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from sif_batch.errors import SifBatchError
 from sif_batch.jobs.page.answers import MOST_UPLOADED
-from sif_batch.jobs.page.gallery import PageSettings
-from sif_batch.jobs.page.serving import open_gallery
+from sif_batch.jobs.page.gallery import PageSettings, open_gallery
 
 CONFIG = {
     "browser.gatherUsageStats": False,  # nothing is sent to Streamlit's makers

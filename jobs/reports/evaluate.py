@@ -1,10 +1,7 @@
 """Judge a release: by labels or pairs, stage by stage, label by label, metric by metric, and by the clock."""
 
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,26 +23,18 @@ from sif_batch.evaluation.metrics import (
 )
 from sif_batch.evaluation.rankings import METRICS, Space, compared, euclidean
 from sif_batch.evaluation.relevance import Relevance, read_relevance
-from sif_batch.failures import ImageError
 from sif_batch.index.codebooks import encoder_of
 from sif_batch.index.quantizer import load_quantizer
 from sif_batch.index.training_sample import read_rows
+from sif_batch.jobs.reports.timing import time_images, time_queries
 from sif_batch.ledger.catalog import Catalog
 from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.live import live_rows
 from sif_batch.query.index import Index
-from sif_batch.release.assembly import assemble
-from sif_batch.release.files import write_images
-from sif_batch.release.placement import Placement
-from sif_batch.sources.originals import read_uri
 from sif_batch.storage.root import read_record
 from sif_batch.storage.store import Store
 
 K = 10
-TIMED_IMAGES = (1, 4, 16, 64)
-TIMED_QUERIES = 64
-TIMED_SHARES = (8, 4, 2, 1)  # of which the rows are a part
-MOST_TIMED_ROWS = 200_000
 
 
 @dataclass(frozen=True)
@@ -99,7 +88,7 @@ def evaluate(
     if record is not None:
         report |= _beside_exact(_Root(store, record, index), relevance, trials, judged, cuts)
     else:
-        report["timing"] = {"images": _time_images(index), "queries": None}
+        report["timing"] = {"images": time_images(index), "queries": None}
     return Evaluation(report, index, relevance, trials, judged)
 
 
@@ -202,7 +191,10 @@ def _beside_exact(
         "exact": exact.report,
         "metrics": {name: averages(found.figures) for name, found in by_metric.items()},
         "losses": losses(stages | {"release": judged}),
-        "timing": {"images": _time_images(root.index), "queries": _time_queries(root, catalog, live, vectors)},
+        "timing": {
+            "images": time_images(root.index),
+            "queries": time_queries(root.store, root.index, catalog, live, vectors),
+        },
     }
 
 
@@ -237,56 +229,6 @@ def losses(stages: dict[str, Judged]) -> list[dict[str, Any]]:
         )
         before = judged
     return found
-
-
-def _time_images(index: Index) -> list[dict[str, Any]] | None:
-    """Seconds from a file to its vector, one thread, for more and more images. None: they cannot be read from here."""
-    uris = index.column("uri").slice(0, max(TIMED_IMAGES)).to_pylist()
-    try:
-        data = [read_uri(uri) for uri in uris]
-        index.embed(data[:1])
-    except (ImageError, SifBatchError, OSError):
-        return None
-    timed = []
-    for count in sorted({min(count, len(data)) for count in TIMED_IMAGES}):
-        started = time.perf_counter()
-        index.embed([read_uri(uri) for uri in uris[:count]])
-        spent = time.perf_counter() - started
-        timed.append({"images": count, "seconds": round(spent, 4), "seconds_per_image": round(spent / count, 5)})
-    return timed
-
-
-def _time_queries(root: _Root, catalog: Catalog, live: pa.Table, vectors: np.ndarray) -> list[dict[str, Any]]:
-    """Seconds of one query after the other for ten images, of releases of ever more of these rows, and exactly."""
-    top = min(len(live), MOST_TIMED_ROWS)
-    manifest = root.index.manifest
-    quantizer = load_quantizer(root.store, manifest["quantizer"]["id"])
-    asked = vectors[:TIMED_QUERIES].astype(np.float32)
-    timed = []
-    for rows in sorted({max(1, top // share) for share in TIMED_SHARES}):
-        with tempfile.TemporaryDirectory(prefix="sif-batch-") as folder:
-            scratch = Path(folder)
-            some = live.slice(0, rows).combine_chunks()
-            assemble(root.store, scratch, quantizer, Placement.of(some, catalog.parts))
-            write_images(some, scratch / "images.arrow")
-            sizes = {"rows": rows, "segments": len(list((scratch / "segments").iterdir())), "files": None}
-            index = Index(Store(str(scratch)), "", manifest | sizes)
-            ours = _seconds(lambda q, index=index: index.ranked(q[None], K), asked)
-        unit = METRICS["cosine"](vectors[:rows]).rows
-        exact = _seconds(lambda q, unit=unit: np.argpartition(-(unit @ q), min(K, len(unit) - 1))[:K], asked)
-        timed.append({"rows": rows, "seconds_per_query": ours, "seconds_per_exact_query": exact})
-    return timed
-
-
-def _seconds(ask: Any, queries: np.ndarray) -> float:
-    """The median over the queries."""
-    ask(queries[0])
-    spent = []
-    for query in queries:
-        started = time.perf_counter()
-        ask(query)
-        spent.append(time.perf_counter() - started)
-    return round(float(np.median(spent)), 6)
 
 
 def worst_pictures(evaluation: Evaluation, labels: int = 5, across: int = 8) -> list[dict[str, Any]]:

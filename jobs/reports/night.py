@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import PERMANENT, TRANSIENT
 from sif_batch.jobs.reports import plots
+from sif_batch.jobs.reports.compare import compare_neighbours, is_there, keeps_rows, open_release, strips
 from sif_batch.jobs.reports.html import check_extra, missing_extra, picture_of, render
 from sif_batch.jobs.reports.map_page import map_files, page_values
 from sif_batch.jobs.reports.map_places import Map, make_map
-from sif_batch.jobs.reports.neighbours import compare_neighbours, is_there, keeps_rows, open_release, strips
 from sif_batch.jobs.result_files import write_file
 from sif_batch.jobs.run_record import read_runs
-from sif_batch.jobs.terminal.table import describe_drift
+from sif_batch.jobs.text import describe_drift
 from sif_batch.ledger.live import failed_rows
 from sif_batch.query.index import Index
 from sif_batch.release.manifest import read_manifest

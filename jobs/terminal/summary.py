@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sif_batch.jobs.terminal import table
+from sif_batch.jobs.terminal.nightly import show_run
 
 WIDTH = 100
 
@@ -17,7 +17,7 @@ def summarise(result: dict[str, Any]) -> str:
         lines += [f"error     {result.get('error', 'a defect')}", f"remedy    {result.get('remedy', 'see the log')}"]
     else:
         page = io.StringIO()
-        table.show_run(Console(file=page, width=WIDTH, highlight=False, markup=False, emoji=False), result)
+        show_run(Console(file=page, width=WIDTH, highlight=False, markup=False, emoji=False), result)
         lines += [line.rstrip() for line in page.getvalue().splitlines()]
     return "\n".join([*lines, f"log       {result['root']}/runs/{result['run']}/events.jsonl", ""])
 

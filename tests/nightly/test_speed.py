@@ -1,7 +1,6 @@
 """The line that says what held a run back."""
 
-from sif_batch.jobs.nightly.embed_stage import Speed
-from sif_batch.jobs.nightly.speed import bottleneck, embedding_figures
+from sif_batch.jobs.nightly.speed import Speed, bottleneck, embedding_figures
 from sif_batch.machine.devices import Lane, usable_cores
 
 

@@ -18,7 +18,7 @@ pytest.importorskip("streamlit", reason="needs the extra page")
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 
-from sif_batch.jobs.page import serving
+from sif_batch.jobs.page import gallery
 from sif_batch.jobs.page.answers import MOST_UPLOADED
 from sif_batch.jobs.page.gallery import PageSettings
 from sif_batch.query.index import Index
@@ -86,7 +86,7 @@ class Visitor:
 
 @pytest.fixture
 def index(root: Path) -> Index:
-    return serving.open_gallery(PageSettings(place=str(root)), look_every_s=0).current()
+    return gallery.open_gallery(PageSettings(place=str(root)), look_every_s=0).current()
 
 
 def found_by(index: Index, k: int = 24, **terms: Any) -> list[str]:
@@ -223,7 +223,7 @@ def test_marks_and_asking_again(index: Index) -> None:
 def test_marks_are_kept_and_usage_is_noted_where_that_was_asked_for(root: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     settings = PageSettings(place=str(root), judgements=str(tmp_path / "judgements"), feedback_log=str(log))
-    serving.open_gallery(settings)
+    gallery.open_gallery(settings)
     visitor = Visitor(key=ASKED)
     first, second = visitor.keys[:2]
     visitor.click("mark", {"key": first, "mark": "right"})
@@ -242,7 +242,7 @@ def test_marks_are_kept_and_usage_is_noted_where_that_was_asked_for(root: Path, 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is full")
 def test_a_log_that_is_full_stops_nobody(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    index = serving.open_gallery(PageSettings(place=str(root), feedback_log="/dev/full")).current()
+    index = gallery.open_gallery(PageSettings(place=str(root), feedback_log="/dev/full")).current()
     visitor = Visitor(key=ASKED)
     assert visitor.keys == found_by(index, key=ASKED) and not visitor.errors
     assert [warning.value for warning in visitor.page.warning] == [
@@ -256,7 +256,7 @@ def test_a_log_that_is_full_stops_nobody(root: Path, capfd: pytest.CaptureFixtur
 
 def test_a_log_that_was_removed_is_told_on_its_page(root: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    serving.open_gallery(PageSettings(place=str(root), feedback_log=str(log)))
+    gallery.open_gallery(PageSettings(place=str(root), feedback_log=str(log)))
     visitor = Visitor(key=ASKED)
     log.unlink()
     visitor.page._page_hash = calc_hash("usage")  # as a click on the page's link does
@@ -267,7 +267,7 @@ def test_a_log_that_was_removed_is_told_on_its_page(root: Path, tmp_path: Path) 
 
 def test_a_release_that_is_removed_or_replaced_is_told(root: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(root, tmp_path / "root")
-    release = serving.open_gallery(PageSettings(place=str(copy)), look_every_s=0).current().release
+    release = gallery.open_gallery(PageSettings(place=str(copy)), look_every_s=0).current().release
     visitor = Visitor(key=ASKED)
     shutil.move(copy / "releases" / release, tmp_path / "aside")
     visitor.press("Random")

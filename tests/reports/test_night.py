@@ -15,10 +15,9 @@ from synthetic import Row, build_release, entries_of, make_root, paths
 
 from sif_batch.errors import SifBatchError
 from sif_batch.jobs.reports import html, plots
-from sif_batch.jobs.reports.compare import compare
+from sif_batch.jobs.reports.compare import compare, compare_neighbours
 from sif_batch.jobs.reports.map_page import map_release
 from sif_batch.jobs.reports.map_places import TILE, Map, open_tile
-from sif_batch.jobs.reports.neighbours import compare_neighbours
 from sif_batch.jobs.reports.night import (
     MOST_BYTES,
     find_run,
@@ -28,7 +27,7 @@ from sif_batch.jobs.reports.night import (
     report_run,
     try_report,
 )
-from sif_batch.jobs.terminal.table import _changes
+from sif_batch.jobs.terminal.reports import _changes
 from sif_batch.query.index import Index
 from sif_batch.storage.store import Store
 
