@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import synthetic_roots
-from benchmarks.embed import REPOSITORY, watch
+from benchmarks.measuring import REPOSITORY, watch
 from sif_batch.digests import digest
 from sif_batch.index.codes import codes_path
 from sif_batch.index.quantize_part import encode_codes

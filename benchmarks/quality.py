@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.embed import HERE, REPOSITORY, environment, watch
+from benchmarks.measuring import HERE, REPOSITORY, environment, watch
 from sif_batch.evaluation.metrics import MAX_QUERIES, averages, judge_space, plan_trials
 from sif_batch.evaluation.rankings import cosine
 from sif_batch.evaluation.relevance import by_labels

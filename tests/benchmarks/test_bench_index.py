@@ -6,7 +6,8 @@ import sys
 import pytest
 from paths import REPOSITORY
 
-from benchmarks.index import goals, recall
+from benchmarks.index.goals import goals
+from benchmarks.index.peer import recall
 from benchmarks.synthetic_roots import clustered, spread
 
 

@@ -1,4 +1,3 @@
-import importlib
 import json
 import os
 import shutil
@@ -6,20 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from commands import Finished, run_command
 from paths import PHOTOS, REPOSITORY
 
+from benchmarks.crash.faults import IDENTICAL, find_fault
 from sif_batch.storage.temporary_files import HOST, TEMPORARY
-
-
-@pytest.fixture
-def crash(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(REPOSITORY)
-    return importlib.import_module("benchmarks.crash")
 
 
 def run_crash(*arguments: object) -> dict[str, Any]:
@@ -61,7 +54,7 @@ def published(untouched: tuple[Path, str], tmp_path: Path) -> tuple[Path, str]:
 
 
 def test_what_a_killed_run_left_is_mended_by_the_next(
-    crash: ModuleType, published: tuple[Path, str], sif_batch: Callable[..., Finished]
+    published: tuple[Path, str], sif_batch: Callable[..., Finished]
 ) -> None:
     root, release = published
     folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
@@ -76,7 +69,7 @@ def test_what_a_killed_run_left_is_mended_by_the_next(
         (root / "LATEST").unlink()  # killed between the entry of history and its cache
         again = sif_batch("run", root, "--json")
         assert (again.code, again.json["outcome"], again.json["release"]) == (0, "unchanged", release)
-        assert crash.find_fault(root, again.json, release) == crash.IDENTICAL
+        assert find_fault(root, again.json, release) == IDENTICAL
 
 
 # Python imports this by itself: the first time that a process is about to put a file in its place, it is killed.
@@ -95,9 +88,7 @@ sys.addaudithook(watch)
 """
 
 
-def test_a_child_killed_while_it_writes_leaves_nothing(
-    crash: ModuleType, tmp_path: Path, photos: Callable[[int], Path]
-) -> None:
+def test_a_child_killed_while_it_writes_leaves_nothing(tmp_path: Path, photos: Callable[[int], Path]) -> None:
     modules = tmp_path / "modules"
     modules.mkdir()
     (modules / "sitecustomize.py").write_text(KILL_ONCE)
@@ -109,18 +100,18 @@ def test_a_child_killed_while_it_writes_leaves_nothing(
     assert {path.name for path in modules.glob("*s")} == {"parts", "codes"}
     result = json.loads(done.stdout)
     assert (result["outcome"], result["embedded"]) == ("published", 3)
-    assert crash.find_fault(root, result, result["release"]) == crash.IDENTICAL
+    assert find_fault(root, result, result["release"]) == IDENTICAL
 
 
-def test_faults_are_found(crash: ModuleType, published: tuple[Path, str]) -> None:
+def test_faults_are_found(published: tuple[Path, str]) -> None:
     root, release = published
     result = {"release": release}
-    assert crash.find_fault(root, result, release) == crash.IDENTICAL
-    assert crash.find_fault(root, result, "0" * 64) == f"another release: {release[:12]}"
+    assert find_fault(root, result, release) == IDENTICAL
+    assert find_fault(root, result, "0" * 64) == f"another release: {release[:12]}"
     (root / "codes" / f"{TEMPORARY}x").write_bytes(b"")
-    assert crash.find_fault(root, result, release) == f"temporary files are left: codes/{TEMPORARY}x"
+    assert find_fault(root, result, release) == f"temporary files are left: codes/{TEMPORARY}x"
     (root / "codes" / f"{TEMPORARY}x").unlink()
     (root / "releases" / release / "images.arrow").unlink()
-    assert crash.find_fault(root, result, release) == f"damaged: releases/{release}/images.arrow"
+    assert find_fault(root, result, release) == f"damaged: releases/{release}/images.arrow"
     (root / "LATEST").write_text("another")
-    assert crash.find_fault(root, result, release) == "LATEST is another"
+    assert find_fault(root, result, release) == "LATEST is another"
