@@ -49,7 +49,8 @@ $(VENV)/.installed-test: $(UV) setup.py requirements.txt
 
 # The pages that are written from the code.
 docs: $(VENV)/.installed-test
-	PYTHONPATH=. $(BIN)/python scripts/make_reference.py
+	$(BIN)/python -m scripts.make_reference
+	$(BIN)/python -m scripts.rooms
 
 # Choose the versions in requirements.txt anew.
 pins: $(UV)

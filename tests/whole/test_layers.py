@@ -9,20 +9,15 @@ import graphlib
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import Path
 
 import pytest
 from paths import REPOSITORY
 
-import sif_batch
+from scripts.rooms import FILES, LINKED, OUT, TREES, draw, imports, module_in, named_in, room, stated_order, uses
 
-NAMED = re.compile(r"sif_batch(?:\.[A-Za-z_]\w*)+(?::\w+)?")
-NO_MODULE = {"sif_batch.config"}  # a key of click's context
 DOORS = ("sif_batch", "sif_batch.query")  # what a user imports from
 # Torch and what comes with it: these run in child processes, called by name.
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnx2torch", "onnxscript", "safetensors")
@@ -39,7 +34,7 @@ ALONE = {
     "google": ("storage.bucket_*", "pipelines.worker"),
     "threadpoolctl": ("index.*", "machine.arithmetic", "jobs.reports.map_places"),
     "click": ("jobs.cli.*",),
-    "rich": ("jobs.progress", "jobs.text", "jobs.terminal.*", "jobs.cli.*"),
+    "rich": ("jobs.progress", "jobs.terminal.*", "jobs.cli.*"),
 }
 READER = (
     "sif_batch.query",
@@ -49,71 +44,12 @@ READER = (
 )
 
 
-def module_name(file: Path) -> str:
-    parts = file.relative_to(REPOSITORY).with_suffix("").parts
-    if parts[0] in LINKED:
-        parts = ("sif_batch", *parts)
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-LINKED = ("pipelines", "jobs")  # folders that are seen from inside sif_batch too
-FILES = {module_name(file): file for top in ("sif_batch", *LINKED) for file in sorted((REPOSITORY / top).rglob("*.py"))}
-TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
-
-
-def module_in(name: str) -> str | None:
-    """The module of ours that a dotted name begins with."""
-    while name and name not in FILES:
-        name = name.rpartition(".")[0]
-    return name or None
-
-
-def named_in(tree: ast.Module) -> Iterator[str]:
-    """The `module` and `module:function` that strings name."""
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and NAMED.fullmatch(node.value)
-            and node.value not in NO_MODULE
-        ):
-            yield node.value
-
-
-def imports(tree: ast.Module) -> Iterator[str]:
-    """Every name that is imported, at the top or inside a function."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, "a relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def uses(name: str) -> set[str]:
-    """The modules of ours that a module uses."""
-    tree = TREES[name]
-    found = {module_in(used) for used in imports(tree)} | {module_in(used.split(":")[0]) for used in named_in(tree)}
-    return {module for module in found if module} - {name}
-
-
-def room(module: str) -> str:
-    """The folder that a module lies in, by its own name; `ground` and `jobs` for the files beside the rooms."""
-    _, *inner = module.split(".")
-    if inner[:1] == ["jobs"]:
-        return inner[1] if inner[1:] and (REPOSITORY / "jobs" / inner[1]).is_dir() else "jobs"
-    return inner[0] if inner and (REPOSITORY / "sif_batch" / inner[0]).is_dir() else "ground"
-
-
-def stated_order() -> list[str]:
-    """The rooms in the order that the docstring of sif_batch gives."""
-    assert sif_batch.__doc__
-    (listed,) = re.findall(r"before it: ([a-z_,\s]+)\.", sif_batch.__doc__)
-    return re.findall(r"[a-z_]+", listed)
-
-
 def test_the_docstring_of_sif_batch_names_every_room_once() -> None:
     assert sorted(stated_order()) == sorted({room(module) for module in FILES})
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_code() -> None:
+    assert OUT.read_text(encoding="utf-8") == draw(), "run make docs"
 
 
 @pytest.mark.parametrize("name", stated_order())
@@ -135,6 +71,19 @@ def test_every_room_is_opened_by_its_modules_names() -> None:
     """No `__init__.py` says anything but the two doors'."""
     full = [name for name, file in FILES.items() if file.name == "__init__.py" and file.read_text(encoding="utf-8")]
     assert tuple(full) == DOORS
+
+
+def test_a_file_can_be_read_at_one_sitting() -> None:
+    """At most 300 lines, but for one class whose methods are those of fsspec's interface."""
+    long = {name for name, file in FILES.items() if len(file.read_text(encoding="utf-8").splitlines()) > 300}
+    assert long == {"sif_batch.storage.bucket_filesystem"}
+
+
+def test_every_room_is_described_in_the_architecture() -> None:
+    text = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0].strip("| *") for line in text.partition("## The rooms")[2].splitlines() if "|" in line]
+    grounds = {"ground": "ground of sif_batch", "jobs": "ground of jobs"}
+    assert rows[2:] == [grounds.get(name, name) for name in stated_order()] + rows[2 + len(stated_order()) :]
 
 
 def test_the_rooms_import_nothing_of_tests_benchmarks_or_scripts() -> None:
