@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from sif_batch.config import IndexSettings, RootRecord, Source
-from sif_batch.embedding.loaded import load_encoder
+from sif_batch.embedding.child_cache import load_encoder
 from sif_batch.encoders.installed import built_in_spec, install_encoder
 from sif_batch.ledger.parts import encode_part, part_path
 from sif_batch.machine.memory import peak_bytes

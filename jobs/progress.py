@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sif_batch.jobs.text import format_seconds
+from sif_batch.jobs.wording import format_seconds
 from sif_batch.storage.store import Store
 
 PLAIN_EVERY_S = 5.0

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import apache_beam as beam
 
-from sif_batch.embedding.crew import ShardStats
 from sif_batch.embedding.supervision import embed_in_child
+from sif_batch.embedding.threads import ShardStats
 from sif_batch.machine.child import Child, shared_children
 from sif_batch.machine.devices import Lane, OwnLanes
 from sif_batch.pipelines.runner import Progress, settle, telling_why

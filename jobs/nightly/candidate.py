@@ -32,8 +32,8 @@ from sif_batch.query.index import Index
 from sif_batch.release import manifest as releases
 from sif_batch.release.assembly import assemble
 from sif_batch.release.external_sort import check_scratch
-from sif_batch.release.files import copy_encoder, write_images
 from sif_batch.release.placement import Placement
+from sif_batch.release.write_files import copy_encoder, write_images
 from sif_batch.storage.store import Store
 
 REMEMBERED_RUNS = 10

@@ -31,7 +31,7 @@ from sif_batch.pipelines.engines import in_this_process
 from sif_batch.sources.listing import Listing, listing_names
 from sif_batch.storage.store import Store
 
-WARM_UP = "sif_batch.embedding.loaded:warm_up"
+WARM_UP = "sif_batch.embedding.child_cache:warm_up"
 
 
 @dataclass

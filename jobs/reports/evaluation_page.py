@@ -8,7 +8,7 @@ from sif_batch.jobs.reports import plots
 from sif_batch.jobs.reports.evaluate import Evaluation, worst_pictures
 from sif_batch.jobs.reports.html import picture_of, render
 from sif_batch.jobs.result_files import write_file
-from sif_batch.jobs.text import FIGURES, STAGES, evaluation_notes, evaluation_split
+from sif_batch.jobs.wording import FIGURES, STAGES, evaluation_notes, evaluation_split
 
 
 def write_evaluation(evaluation: Evaluation, out: str) -> None:

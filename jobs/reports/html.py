@@ -10,7 +10,7 @@ from PIL import Image
 
 import sif_batch
 from sif_batch.errors import SifBatchError
-from sif_batch.jobs.text import format_seconds
+from sif_batch.jobs.wording import format_seconds
 from sif_batch.query.index import Index
 from sif_batch.sources.originals import find_thumbnail
 

@@ -18,7 +18,7 @@ from sif_batch.jobs.reports.map_page import map_files, page_values
 from sif_batch.jobs.reports.map_places import Map, make_map
 from sif_batch.jobs.result_files import write_file
 from sif_batch.jobs.run_record import read_runs
-from sif_batch.jobs.text import describe_drift
+from sif_batch.jobs.wording import describe_drift
 from sif_batch.ledger.live import failed_rows
 from sif_batch.query.index import Index
 from sif_batch.release.manifest import read_manifest

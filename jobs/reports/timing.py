@@ -15,8 +15,8 @@ from sif_batch.index.quantizer import load_quantizer
 from sif_batch.ledger.catalog import Catalog
 from sif_batch.query.index import Index
 from sif_batch.release.assembly import assemble
-from sif_batch.release.files import write_images
 from sif_batch.release.placement import Placement
+from sif_batch.release.write_files import write_images
 from sif_batch.sources.originals import read_uri
 from sif_batch.storage.store import Store
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from sif_batch.jobs.terminal.table import plain_table
-from sif_batch.jobs.text import describe_drift, format_seconds
+from sif_batch.jobs.wording import describe_drift, format_seconds
 
 
 def show_run(console: Console, result: dict[str, Any]) -> None:

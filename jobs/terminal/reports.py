@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from sif_batch.jobs.terminal.table import plain_table
-from sif_batch.jobs.text import FIGURES, STAGES, evaluation_notes, evaluation_split
+from sif_batch.jobs.wording import FIGURES, STAGES, evaluation_notes, evaluation_split
 
 MOST_SHOWN = 20  # images of a kind of difference
 MOST_LISTED = 3  # entries that are compared one by one

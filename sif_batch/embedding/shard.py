@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from sif_batch.digests import canonical_json
-from sif_batch.embedding.crew import Crew, PendingImage, Report, Row, ShardStats
-from sif_batch.embedding.loaded import erased_before, load_encoder, open_known
+from sif_batch.embedding.child_cache import erased_before, load_encoder, open_known
+from sif_batch.embedding.threads import PendingImage, Report, Row, ShardStats, ShardThreads
 from sif_batch.failures import ImageError
 from sif_batch.ledger.parts import container_spans, encode_part, part_path
 from sif_batch.ledger.plan import OPEN, Shard, part_name, read_shard
@@ -38,16 +38,16 @@ def embed_shard(
     work = read_shard(store, plan, shard)
     encoder = load_encoder(root, work.encoder_id, lane.device)
     known, erased = open_known(root, work.encoder_id, lane.device, plan), erased_before(root, plan)
-    with Crew(encoder, lane.threads, work.limits, known, erased, lost, suspects, report) as crew:
+    with ShardThreads(encoder, lane.threads, work.limits, known, erased, lost, suspects, report) as threads:
         if container_kind(work.spans[0]["path"]) is not None:
-            _embed_container(store, work, crew, report)
+            _embed_container(store, work, threads, report)
         elif store.exists(part_path(work.encoder_id, work.part)):
             report(("done", (range(len(work.spans)), 0)))
         else:
             for number, span in enumerate(work.spans):
-                crew.add(_file_image(work, number, span))
-            _write(store, work, work.part, work.spans, list(crew.take().values()), crew)
-        return crew.stats
+                threads.add(_file_image(work, number, span))
+            _write(store, work, work.part, work.spans, list(threads.take().values()), threads)
+        return threads.stats
 
 
 def _file_image(work: Shard, number: int, span: dict[str, Any]) -> PendingImage:
@@ -60,7 +60,7 @@ def _file_image(work: Shard, number: int, span: dict[str, Any]) -> PendingImage:
     return PendingImage(number, _new_row(span, key_of(span["source"], span["path"])), read)
 
 
-def _embed_container(store: Store, work: Shard, crew: Crew, report: Report) -> None:
+def _embed_container(store: Store, work: Shard, threads: ShardThreads, report: Report) -> None:
     """The container's images as successive parts, from where the last one ended."""
     (span,) = work.spans
     source, path, version = work.sources[span["source"]], span["path"], span["version"]
@@ -72,7 +72,7 @@ def _embed_container(store: Store, work: Shard, crew: Crew, report: Report) -> N
     def write(end: bool) -> bool:
         """Write what came since `first` as a part; whether to go on."""
         nonlocal own
-        rows = crew.take()
+        rows = threads.take()
         try:
             check_unchanged(source, path, version)
         except ImageError as error:
@@ -84,7 +84,7 @@ def _embed_container(store: Store, work: Shard, crew: Crew, report: Report) -> N
             kept.append(row | {"error_kind": own.kind, "error": str(own)})
         name = part_name(work.encoder_id, [span | {"first": first}], work.limits)
         made = span | {"first": first, "last": last, "end": end}
-        _write(store, work, name, [made], kept, crew, len(rows) - len(named))
+        _write(store, work, name, [made], kept, threads, len(rows) - len(named))
         return not end
 
     try:
@@ -97,9 +97,9 @@ def _embed_container(store: Store, work: Shard, crew: Crew, report: Report) -> N
                     return
                 first, count, size = last + 1, 0, 0
             for member in piece.members:
-                if crew.erased.has_key(member_key(source.name, path, member.name)):
+                if threads.erased.has_key(member_key(source.name, path, member.name)):
                     continue
-                crew.add(_member_image(span, member))
+                threads.add(_member_image(span, member))
                 count, size = count + 1, size + (len(member.data) if isinstance(member.data, bytes) else 0)
             last = piece.last
     except ImageError as error:
@@ -146,10 +146,10 @@ def _write(
     name: str,
     spans: Sequence[dict[str, Any]],
     rows: list[Row],
-    crew: Crew,
+    threads: ShardThreads,
     superseded: int = 0,
 ) -> None:
     started = time.perf_counter()
-    data = encode_part(rows, spans, work.encoder_id, embedding_fingerprint(crew.encoder.fingerprint), superseded)
+    data = encode_part(rows, spans, work.encoder_id, embedding_fingerprint(threads.encoder.fingerprint), superseded)
     store.create(part_path(work.encoder_id, name), data)
-    crew.stats.seconds["write"] += time.perf_counter() - started
+    threads.stats.seconds["write"] += time.perf_counter() - started

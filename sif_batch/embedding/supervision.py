@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from sif_batch.embedding.crew import ShardStats
+from sif_batch.embedding.threads import ShardStats
 from sif_batch.errors import SifBatchError
 from sif_batch.machine.child import STALL_S, Child, ChildDied
 from sif_batch.machine.devices import Lane

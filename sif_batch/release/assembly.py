@@ -18,8 +18,8 @@ from sif_batch.index.recall import NEIGHBOURS
 from sif_batch.index.training_sample import SAMPLED
 from sif_batch.machine.read_ahead import ahead
 from sif_batch.release.external_sort import Buckets, bucket_ends
-from sif_batch.release.files import write_segment, write_transform
 from sif_batch.release.placement import SEGMENT_ROWS, Placement, segment_ends
+from sif_batch.release.write_files import write_segment, write_transform
 from sif_batch.storage.store import Store
 
 READERS = 2

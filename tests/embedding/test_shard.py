@@ -18,10 +18,10 @@ import pytest
 from paths import REPOSITORY
 
 from sif_batch.config import Source
-from sif_batch.embedding.crew import ShardStats
-from sif_batch.embedding.loaded import load_encoder
+from sif_batch.embedding.child_cache import load_encoder
 from sif_batch.embedding.shard import embed_shard
 from sif_batch.embedding.supervision import SHARD_TRIES, STRIKES, embed_in_child
+from sif_batch.embedding.threads import ShardStats
 from sif_batch.encoders.installed import built_in_spec, install_encoder
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError

@@ -118,9 +118,9 @@ def test_a_machine_that_cannot_compute_it_says_so(tmp_path: Path, monkeypatch: p
 def test_a_worker_without_vnni_refuses_to_embed(
     lowered: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sif_batch.embedding.loaded import load_encoder
+    from sif_batch.embedding.child_cache import load_encoder
 
-    monkeypatch.setattr("sif_batch.embedding.loaded.computes_int8", lambda: False)
+    monkeypatch.setattr("sif_batch.embedding.child_cache.computes_int8", lambda: False)
     load_encoder.cache_clear()
     with pytest.raises(SifBatchError, match="is int8, which this machine's CPU"):
         load_encoder(str(lowered[0]), encoder_of(lowered[0]).spec.id, "cpu")

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paths import PHOTOS, REPOSITORY, SUPPORT
 
-from sif_batch.embedding.crew import _embed_rows
+from sif_batch.embedding.threads import _embed_rows
 from sif_batch.encoders.check_photos import MIN_COSINE
 from sif_batch.encoders.image_input import ImageReader
 from sif_batch.encoders.installed import built_in_spec

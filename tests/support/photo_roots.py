@@ -12,7 +12,7 @@ from PIL import Image
 from synthetic import build_release
 
 from sif_batch.config import IndexSettings, RootRecord, Source
-from sif_batch.embedding.loaded import load_encoder
+from sif_batch.embedding.child_cache import load_encoder
 from sif_batch.encoders.installed import built_in_spec, install_encoder
 from sif_batch.ledger.parts import encode_part, part_path
 from sif_batch.sources.listing import LISTING_SCHEMA

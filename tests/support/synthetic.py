@@ -34,9 +34,9 @@ from sif_batch.query.index import Index
 from sif_batch.release import history
 from sif_batch.release.assembly import Assembled
 from sif_batch.release.assembly import assemble as assemble_segments
-from sif_batch.release.files import copy_encoder, write_images
 from sif_batch.release.manifest import MANIFEST, files_of, inputs_digest, seal
 from sif_batch.release.placement import SEGMENT_ROWS, Placement
+from sif_batch.release.write_files import copy_encoder, write_images
 from sif_batch.sources.files import find_files
 from sif_batch.sources.listing import LISTING_SCHEMA
 from sif_batch.sources.names import hash_of, key_of

@@ -18,8 +18,8 @@ from sif_batch.jobs.cli import main
 from sif_batch.jobs.upkeep.verify import verify
 from sif_batch.machine.child import close_shared_children
 from sif_batch.query.index import Index
-from sif_batch.release.files import write_index
 from sif_batch.release.history import read_top
+from sif_batch.release.write_files import write_index
 from sif_batch.storage.lease import release_all
 from sif_batch.storage.store import Store
 from sif_batch.storage.temporary_files import TEMPORARY

@@ -44,7 +44,7 @@ class PendingImage:
     size: int = 0  # bytes that it already takes
 
 
-class Crew:
+class ShardThreads:
     """Threads that turn images into rows, never far behind the reader."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Crew:
         self._rows: dict[int, Row] = {}
         self.stats = ShardStats()
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "ShardThreads":
         return self
 
     def __exit__(self, *_: object) -> None:

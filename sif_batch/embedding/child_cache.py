@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sif_batch.embedding.crew import Report
+from sif_batch.embedding.threads import Report
 from sif_batch.encoders.installed import read_spec
 from sif_batch.encoders.runtime import Encoder
 from sif_batch.errors import SifBatchError
