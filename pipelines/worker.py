@@ -8,15 +8,16 @@ import os
 import sys
 
 from sif_batch.errors import SifBatchError
+from sif_batch.machine.child import SAFE_PATH, package_path
 
 ASK_S = 60.0
 
 
 def boot(worker_id: str, endpoint: str) -> None:
     """Become Beam's worker. Raises SifBatchError if the engine at `endpoint` does not answer."""
-    os.environ |= worker_environment(worker_id, endpoint)
+    os.environ |= worker_environment(worker_id, endpoint) | package_path()
     os.dup2(2, 1)  # nobody may read stdout: a full pipe would block the worker
-    os.execv(sys.executable, [sys.executable, "-m", "apache_beam.runners.worker.sdk_worker_main"])
+    os.execv(sys.executable, [sys.executable, *SAFE_PATH, "-m", "apache_beam.runners.worker.sdk_worker_main"])
 
 
 def worker_environment(worker_id: str, endpoint: str) -> dict[str, str]:

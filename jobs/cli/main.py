@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from sif_batch.errors import SifBatchError
 from sif_batch.jobs.cli import asking, nightly, page, reports, upkeep
 from sif_batch.jobs.cli.group import cli
-from sif_batch.jobs.cli.output import fail, print_json
+from sif_batch.jobs.cli.output import fail, print_json, telling_stdout
 from sif_batch.jobs.run_record import note_end
 from sif_batch.machine.child import close_shared_children
 from sif_batch.pipelines.engines import stop_serving
@@ -46,7 +46,13 @@ def interrupted(number: int, frame: object) -> None:
 def guarded(command: Callable[[], Any], as_json: bool) -> int:
     """Run a command and turn what it raises into a line and an exit code."""
     try:
-        return command() or 0
+        code = command() or 0
+        with telling_stdout():
+            sys.stdout.flush()  # what is held back still, so that the exit code knows of it
+        return code
+    except BrokenPipeError:  # whoever reads has enough, as head(1) has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except click.ClickException as error:
         error.show()
         if as_json:
@@ -68,7 +74,15 @@ def guarded(command: Callable[[], Any], as_json: bool) -> int:
         stop_serving()
 
 
+def open_standard_streams() -> None:
+    """Read nothing from a stdin that is closed (`<&-`), and write to nowhere where stdout or stderr is."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open as long as the process)
+
+
 def main() -> None:
+    open_standard_streams()
     silence()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -20,6 +21,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import IO, Any
 
 from sif_batch.errors import SifBatchError
@@ -29,6 +31,7 @@ STALL_S = 120.0
 # glibc: give a large image's memory back when it is freed, whatever came before (1,142 -> 981 MB on odd files)
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # mallopt's names
+SAFE_PATH = ("-P",)  # a random.py in the folder that a command is started in is the user's, not Python's
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -39,6 +42,14 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_THRESHOLD, 2**25)
         libc.mallopt(TRIM_THRESHOLD, 2**28)
+
+
+def package_path() -> dict[str, str]:
+    """PYTHONPATH for a child with SAFE_PATH: with the folder of this package, where that is not installed."""
+    place = str(Path(__file__).parents[2])
+    if place in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), place)))}
 
 
 class ChildDied(RuntimeError):
@@ -70,10 +81,10 @@ class Child:
         # Not multiprocessing's spawn, which would import the caller's __main__ again.
         ours, theirs = (end.detach() for end in socket.socketpair())
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close())
-        env = os.environ | dict.fromkeys(THREAD_VARIABLES, "1") | GIVE_BACK
+        env = os.environ | dict.fromkeys(THREAD_VARIABLES, "1") | GIVE_BACK | package_path()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sif_batch.machine.child", str(theirs)],
+                [sys.executable, *SAFE_PATH, "-m", "sif_batch.machine.child", str(theirs)],
                 pass_fds=[theirs],
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,

@@ -59,7 +59,7 @@ def test_what_a_killed_run_left_is_mended_by_the_next(
     root, release = published
     folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
     with subprocess.Popen(["true"]) as ended, subprocess.Popen(["true"]) as zombie:
-        ended.wait(30)
+        ended.wait(900)
         os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # ended too, and its parent has not asked yet
         for pid in (ended.pid, zombie.pid):
             for folder in folders:
@@ -95,7 +95,7 @@ def test_a_child_killed_while_it_writes_leaves_nothing(tmp_path: Path, photos: C
     root = tmp_path / "root"
     command = [sys.executable, "-m", "sif_batch.jobs.cli", "run", str(photos(3)), str(root), "--json"]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(modules), str(REPOSITORY)])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in modules.glob("*s")} == {"parts", "codes"}
     result = json.loads(done.stdout)

@@ -1,6 +1,9 @@
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,3 +244,25 @@ def test_verify_names_what_is_damaged(sif_batch: Run, root: Path, tmp_path: Path
 def test_json_is_alone_on_stdout(sif_batch: Run, root: Path) -> None:
     done = sif_batch("run", root, "--json")
     assert len(done.out.splitlines()) == 1 and json.loads(done.out)["outcome"] == "unchanged"
+
+
+@pytest.mark.parametrize("form", ["", "--json"])
+def test_a_stdout_that_is_closed_or_full_costs_no_traceback(
+    sif_batch: Callable[..., Finished], photos: Callable[[int], Path], tmp_path: Path, form: str
+) -> None:
+    assert sif_batch("run", photos(2), "root", "--no-gate").code == 0
+    command = f"{sys.executable} -m sif_batch.jobs.cli status root {form}"
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+
+    def ask(end: str) -> tuple[int, str]:
+        """The exit code of the command, and what it said."""
+        script = f"{command} {end}; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, env=env)
+        return done.returncode, done.stderr
+
+    assert ask(">&-") == (0, "")
+    assert ask("<&- >&- 2>&-") == (0, "")
+    code, told = ask(">/dev/full")
+    assert code == 1 and told.startswith("sif-batch: stdout cannot be written (No space left on device); ")
+    assert told.count("\n") == 1
+    assert "Traceback" not in ask("| true")[1]

@@ -122,7 +122,7 @@ def when_opened(fifo: Path, act: Callable[[], None], then: Callable[[], None] = 
             act()
             gone = select.poll()
             gone.register(descriptor, 0)
-            gone.poll(30_000)
+            gone.poll(900_000)
             then()
             os.close(descriptor)
 

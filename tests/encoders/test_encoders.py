@@ -51,7 +51,7 @@ def test_the_network_is_the_one_that_torch_runs(encoder: Encoder, pixels: np.nda
     np.save(tmp_path / "images.npy", pixels)
     # a process of its own: torch and faiss may clash over OpenMP
     command = [sys.executable, "-c", AGAINST_TORCH, str(tmp_path / "images.npy"), str(tmp_path / "torch.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     ours, theirs = encoder.embed(pixels), np.load(tmp_path / "torch.npy")
     cosines = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
@@ -62,7 +62,7 @@ def test_the_network_is_the_one_that_torch_runs(encoder: Encoder, pixels: np.nda
 def test_the_script_makes_the_file_that_the_package_carries(tmp_path: Path) -> None:
     out = tmp_path / "model.onnx"
     command = [sys.executable, "scripts/export_efficientnet_lite0.py", "--out", str(out)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert digest(out.read_bytes()) == digest((BUILT_IN[DEFAULT] / "model.onnx").read_bytes())
 

@@ -167,7 +167,7 @@ def test_two_threads_at_the_worst_images_stay_within_what_is_allowed_one(kind: s
     (tmp_path / "small").write_bytes(encoded(Image.new("RGBA", (9, 9)), "PNG"))
     (tmp_path / "worst").write_bytes(worst(kind))
     command = [sys.executable, "-c", TWO_AT_ONCE, tmp_path / "worst", tmp_path / "small"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=900)
     assert done.returncode == 0, done.stderr
     taken, sizes = done.stdout.split(maxsplit=1)
     assert sizes.strip() == ("(625, 625) (625, 625)" if kind == "inks" else "(455, 455) (455, 455)")

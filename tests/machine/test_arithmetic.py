@@ -118,7 +118,7 @@ print(json.dumps({"faiss": blas, "numpy": own, "left": left}))
     env = {name: value for name, value in os.environ.items() if name not in ("OPENBLAS_CORETYPE", "OMP_WAIT_POLICY")}
     env |= {"PYTHONPATH": str(REPOSITORY)} | environment
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=900, check=True
     )
     found: dict[str, object] = json.loads(done.stdout)
     return found

@@ -186,12 +186,10 @@ def test_sigterm_ends_the_run_at_once_and_it_goes_on(sif_batch: Run, photos: Pho
     command = [sys.executable, "-m", "sif_batch.jobs.cli", "run", str(source), str(root), "--shard-images", "4"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     parts = root / "parts"
-    for _ in range(600):
-        if list(parts.rglob("*.parquet")):
-            break
+    while not list(parts.rglob("*.parquet")) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 143 and b"goes on where this one stopped" in err
     before = len(list(parts.rglob("*.parquet")))
     done = sif_batch("run", source, root, "--json", "--shard-images", 4)

@@ -254,7 +254,7 @@ def test_a_port_that_is_taken_just_before_the_server_listens_is_one_line(root: P
         taken.listen()
         arguments = ["serve", str(root), "--port", str(taken.getsockname()[1]), "--json"]
         command = [sys.executable, "-c", f"{early}; from sif_batch.jobs.cli.main import main; main()", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=900)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "cannot listen there" in done.stderr
     assert json.loads(done.stdout)["remedy"] == "give another --port or --host"
 

@@ -518,7 +518,7 @@ print(json.dumps([[hit.key for hit in hits], [name for name in heavy if name in 
 """
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=900, check=True
     )
     keys, loaded = json.loads(done.stdout)
     assert loaded == [] and keys == [hit.key for hit in Index.open(root).search(image=photo, k=3)]

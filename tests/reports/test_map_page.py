@@ -155,7 +155,7 @@ def test_fifty_thousand_points_are_drawn_and_found(tmp_path: Path) -> None:
     (tmp_path / "map.html").write_bytes(page + BENCH.encode())
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
     command += ["--window-size=1280,800", f"file://{tmp_path}/map.html"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=900).stdout
     measured = json.loads(re.findall(r'data-bench="([^"]*)"', shown)[0].replace("&quot;", '"'))
     print(len(page), measured)
     assert measured["found"] == 1000

@@ -267,7 +267,7 @@ def test_the_map_of_the_page_runs_in_a_browser(root: Path, tmp_path: Path) -> No
     )
     (tmp_path / "page.html").write_text((runs(root)[1] / "report.html").read_text(encoding="utf-8") + check)
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
-    shown = subprocess.run([*command, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=300)
+    shown = subprocess.run([*command, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=900)
     assert 'data-found="3"' in shown.stdout
 
 

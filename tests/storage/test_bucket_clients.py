@@ -143,7 +143,7 @@ def test_the_lease_of_a_dead_holder_is_taken_over_and_a_late_one_finds_it_gone(u
         with pytest.raises(BusyError, match=f"process {other.pid}"):
             Lease(store, "run").take()
         other.kill()
-        other.wait(30)
+        other.wait(900)
     with holding(store, "run") as mine:
         mine.renew()
         mine.check()

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -233,7 +232,7 @@ def test_a_remote_release_is_copied_once_checked_and_by_several_at_once(
     monkeypatch.setenv("SIF_BATCH_CACHE", str(tmp_path / "cache"))
     ask = "from sif_batch.query import Index; i = Index.open('s3://bucket/root'); print(len(i), i.release)"
     asking = [subprocess.Popen([sys.executable, "-c", ask], stdout=subprocess.PIPE, cwd=REPOSITORY) for _ in range(4)]
-    answers = {process.communicate(timeout=120)[0] for process in asking}
+    answers = {process.communicate(timeout=900)[0] for process in asking}
     assert len(answers) == 1 and answers.pop().startswith(b"80 ")
     (copy,) = (tmp_path / "cache/releases").iterdir()
     assert not [path for path in copy.rglob("*") if path.name.startswith(TEMPORARY)]
@@ -290,10 +289,10 @@ def test_a_store_that_is_away_is_no_images_fault(proxy: Proxy) -> None:
     source = parse_sources(["s3://bucket/photos"])[0]
     paths, sizes, versions, _ = listed(source)
     proxy.faults.append(Fault("away", "", None))
-    started = time.monotonic()
+    before = len(proxy.requests)
     with pytest.raises(SifBatchError, match="does not answer"):
         read_file(source, paths[0], sizes[0], versions[0], MEBI)
-    assert time.monotonic() - started < 60
+    assert len(proxy.requests) - before <= 2 * (1 + bucket_clients.RETRIES["max_retries"])  # patience has an end
 
 
 @pytest.mark.parametrize("kind", ["503", "reset", "cut", "short"])

@@ -60,7 +60,7 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> 
         with pytest.raises(BusyError, match=f"process {other.pid}"):
             Lease(store, "run").take()
         other.kill()
-        other.wait(30)
+        other.wait(900)
         said: list[str] = []
         with holding(store, "run", said.append):
             assert len(said) == 1 and f"process {other.pid}" in said[0]

@@ -323,7 +323,7 @@ os.link = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
 Store({local.url!r}).create("f/x", b"content")
 """
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], env=env, timeout=900, check=False)
     assert done.returncode == -9
     assert len(temporaries(Path(local.base))) == 1 and local.sizes("f") == {} and not local.exists("f/x")
     local.sweep()

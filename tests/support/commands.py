@@ -27,7 +27,7 @@ class Finished:
         return found
 
 
-def run_command(folder: Path, *arguments: object, timeout_s: float = 300) -> Finished:
+def run_command(folder: Path, *arguments: object, timeout_s: float = 900) -> Finished:
     """Run `sif-batch` in `folder` as a user does: another process, exit code, stdout, stderr."""
     command = [sys.executable, "-m", "sif_batch.jobs.cli", *map(str, arguments)]
     env = {"SIF_BATCH_REPORT": "0"} | os.environ | {"PYTHONPATH": str(REPOSITORY)}

@@ -24,5 +24,5 @@ def served(root: Path, folder: Path, *options: str) -> Iterator[str]:
         yield str(json.loads(process.stdout.readline())["url"])
     finally:
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=900)
     assert process.returncode == 130 and not out and err.splitlines()[-1].startswith("sif-batch: interrupted"), err

@@ -28,7 +28,7 @@ NOTEBOOK = REPOSITORY / "examples" / "open_a_release.ipynb"
 def test_the_reference_is_that_of_the_code() -> None:
     command = [sys.executable, "scripts/make_reference.py", "--check"]
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
 
 
@@ -197,7 +197,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     code = code.replace("examples/photos", str(PHOTOS))
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     shown = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900
     )
     assert shown.returncode == 0, shown.stderr
     assert "Image" in shown.stdout and "photos/pizza/image_0003.jpg" in shown.stdout

@@ -51,9 +51,27 @@ def test_a_users_own_modules_of_our_folders_names_stop_nothing(tmp_path: Path) -
         pytest.skip("needs sif-batch installed beside this Python")
     for arguments in (["--version"], ["run", str(tmp_path / "nowhere"), str(tmp_path / "root")]):
         env = os.environ | {"PYTHONPATH": str(tmp_path)}
-        done = subprocess.run([command, *arguments], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120)
+        done = subprocess.run([command, *arguments], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=900)
         assert "not ours" not in done.stdout + done.stderr and "Traceback" not in done.stderr
     assert done.returncode == 1 and "nowhere" in done.stderr
+
+
+def test_a_users_own_modules_where_a_command_is_started_stop_nothing(
+    photos: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """Nor does its worker process run them."""
+    command = Path(sys.executable).with_name("sif-batch")
+    if not command.exists():
+        pytest.skip("needs sif-batch installed beside this Python")
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in ("sif_batch", "random", "types", "logging", "numpy"):
+        (work / f"{name}.py").write_text("print('not ours', flush=True)\nraise SystemExit('not ours')\n")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    arguments = [command, "run", photos(2), tmp_path / "root", "--no-gate", "--json"]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=work, env=env, timeout=900)
+    assert done.returncode == 0 and "not ours" not in done.stdout + done.stderr, done.stderr
+    assert json.loads(done.stdout)["embedded"] == 2
 
 
 def test_a_base_install_answers_from_a_copied_release(
@@ -75,7 +93,7 @@ def test_a_base_install_answers_from_a_copied_release(
 
     photo = sorted(source.rglob("*.jpg"))[0]
     asked = subprocess.run(
-        [python, "-c", ASK, tmp_path / "elsewhere", photo], capture_output=True, text=True, cwd=tmp_path, timeout=120
+        [python, "-c", ASK, tmp_path / "elsewhere", photo], capture_output=True, text=True, cwd=tmp_path, timeout=900
     )
     assert asked.returncode == 0, asked.stderr
     answer = json.loads(asked.stdout)
@@ -85,7 +103,7 @@ def test_a_base_install_answers_from_a_copied_release(
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=120,
+        timeout=900,
     )
     assert shown.returncode == 0 and answer["keys"][0] in shown.stdout
     run = subprocess.run(
@@ -93,6 +111,6 @@ def test_a_base_install_answers_from_a_copied_release(
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=120,
+        timeout=900,
     )
     assert run.returncode == 1 and "sif-batch[batch]" in run.stderr and "Traceback" not in run.stderr

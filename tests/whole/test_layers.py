@@ -126,7 +126,7 @@ def loaded_by(statement: str) -> set[str]:
     code = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=900, check=True
     )
     return set(json.loads(done.stdout))
 
