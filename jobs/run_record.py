@@ -6,14 +6,16 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import sif_batch
 from sif_batch.digests import canonical_json
+from sif_batch.errors import SifBatchError
 from sif_batch.jobs.settings import RunSettings
+from sif_batch.ledger.gc import parse_time
 from sif_batch.machine.arithmetic import computes_int8, instruction_set
 from sif_batch.machine.devices import usable_cores
 from sif_batch.release.manifest import MANIFEST
@@ -22,6 +24,7 @@ from sif_batch.storage.store import Store
 PUT_EVERY_S = 30.0
 
 _logs: list["EventLog"] = []
+_records: list[Callable[[BaseException], None]] = []
 
 
 def new_run_id() -> str:
@@ -102,8 +105,20 @@ class EventLog:
         self._put_at = time.monotonic()
 
 
+@contextmanager
+def on_end(record: Callable[[BaseException], None]) -> Iterator[None]:
+    """Call `record` with the reason if this process is about to end meanwhile, by a signal."""
+    _records.append(record)
+    try:
+        yield
+    finally:
+        _records.remove(record)
+
+
 def note_end(event: str, **facts: Any) -> None:
-    """Tell all open logs that this process is about to end."""
+    """Tell all open logs and records that this process is about to end."""
+    for record in list(_records):
+        record(SifBatchError(f"{event} ({', '.join(map(str, facts.values()))})", remedy="the same command goes on"))
     for log in list(_logs):
         log.write(event, **facts)
         log.close()
@@ -119,14 +134,22 @@ def read_runs(store: Store) -> Iterator[dict[str, Any]]:
 
 
 def last_run(store: Store) -> dict[str, Any] | None:
-    """The newest run's id, outcome and release."""
+    """The newest run's id, outcome, release and age in seconds; of one that ended early its error and remedy."""
     run = next(read_runs(store), None)
-    return run and {"id": run["id"], "outcome": run["result"]["outcome"], "release": run["result"]["release"]}
+    if run is None:
+        return None
+    result = run["result"]
+    told = {name: result.get(name) for name in ("outcome", "release", "error", "remedy")}
+    return {
+        "id": run["id"],
+        **told,
+        "age_s": max(0, round((datetime.now(UTC) - parse_time(str(run.get("ended")))).total_seconds())),
+    }
 
 
 def newest_candidate(store: Store, top: dict[str, Any] | None) -> str | None:
-    """The release that the newest run made and held back, if nothing was published since."""
-    run = next(read_runs(store), None)
+    """The release that the newest run that came to an end made and held back, if nothing was published since."""
+    run = next((run for run in read_runs(store) if run["result"]["outcome"] != "error"), None)
     if run is None or top is None or run.get("parent_n") != top["n"] or run["result"]["outcome"] != "held":
         return None
     release = str(run["result"]["release"])

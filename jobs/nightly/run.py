@@ -10,13 +10,14 @@ import sif_batch
 from sif_batch.config import IndexSettings, RootRecord
 from sif_batch.encoders.installed import check_encoder, install_encoder
 from sif_batch.errors import SifBatchError
+from sif_batch.jobs.nightly.early_end import end_recorded
 from sif_batch.jobs.nightly.embed_stage import Embedded, embed_collection, ledger_of
 from sif_batch.jobs.nightly.index_stage import Indexed, index_collection
 from sif_batch.jobs.nightly.prepare import decide_record, list_collection, newest_listing, settle_encoder
 from sif_batch.jobs.nightly.speed import bottleneck, embedding_figures
 from sif_batch.jobs.progress import Reporter, timed
 from sif_batch.jobs.reports.night import try_report
-from sif_batch.jobs.run_record import EventLog, new_run_id, utc, write_run
+from sif_batch.jobs.run_record import EventLog, utc, write_run
 from sif_batch.jobs.settings import RunSettings
 from sif_batch.jobs.terminal.summary import summarise
 from sif_batch.ledger.tombstones import read_erased
@@ -39,9 +40,9 @@ HALVES = ("embed", "index")
 class Night:
     """One run that holds ROOT. seconds: by stage; result: what `--json` prints, as far as it is known."""
 
-    def __init__(self, store: Store, lease: Lease, settings: RunSettings, reporter: Reporter):
-        self.store, self.lease, self.settings, self.reporter = store, lease, settings, reporter
-        self.id, self.started = new_run_id(), utc()
+    def __init__(self, store: Store, run_id: str, lease: Lease, settings: RunSettings, reporter: Reporter):
+        self.store, self.id, self.lease, self.settings, self.reporter = store, run_id, lease, settings, reporter
+        self.started = utc()
         self.log = EventLog(store, self.id)
         self.seconds: dict[str, float] = {}
         self.result: dict[str, Any] = {"outcome": "error", "release": None, "root": store.url, "run": self.id}
@@ -60,8 +61,9 @@ def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HAL
         )
     store = Store(settings.root)
     old = read_record(store)
-    store.check_writable()
     with ExitStack() as held:
+        run_id = held.enter_context(end_recorded(store, settings))
+        store.check_writable()
         if old is not None:
             lease = held.enter_context(holding(store, " ".join(halves), reporter.say))
             old = read_record(store)
@@ -79,7 +81,7 @@ def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HAL
             lease = held.enter_context(holding(store, " ".join(halves), reporter.say))
             if read_record(store) is not None:
                 raise SifBatchError(f"another run made {store.url} meanwhile", remedy="run the same command again")
-        night = Night(store, lease, settings, reporter)
+        night = Night(store, run_id, lease, settings, reporter)
         reporter.log = night.log
         night.log.write("began", halves=halves, version=sif_batch.__version__, pid=os.getpid(), root=store.url)
         night.seconds |= seconds

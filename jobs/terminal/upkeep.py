@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from sif_batch.jobs.terminal.table import plain_table
+from sif_batch.jobs.wording import format_seconds
 
 
 def show_status(console: Console, status: dict[str, Any]) -> None:
@@ -22,8 +23,14 @@ def show_status(console: Console, status: dict[str, Any]) -> None:
     release = status["release"]
     table.add_row("release", f"{release['n']}: {release['release']}, {release['time']}" if release else "none yet")
     last = status["last_run"]
-    table.add_row("last run", f"{last['id']}: {last['outcome']}" if last else "none yet")
+    table.add_row("last run", _last_run(last) if last else "none yet")
     console.print(table)
+
+
+def _last_run(last: dict[str, Any]) -> str:
+    """What became of the newest run, how long ago, and why it ended early."""
+    why = "; ".join(filter(None, (last["error"], last["remedy"])))
+    return f"{last['id']}, {format_seconds(last['age_s'])} ago: {last['outcome']}" + (f": {why}" if why else "")
 
 
 def show_failures(console: Console, failures: Sequence[dict[str, Any]]) -> None:

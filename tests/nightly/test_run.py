@@ -384,3 +384,45 @@ def test_damage_in_root_is_one_line_and_verify_names_it(sif_batch: Run, photos: 
         file.write_bytes(before)
     done = sif_batch("run", root, "--json").json
     assert (done["outcome"], done["in_index"]) == ("published", 9)
+
+
+def test_a_night_that_ends_before_its_work_leaves_its_record(sif_batch: Run, photos: Photos, tmp_path: Path) -> None:
+    """A source that is not mounted, a ROOT that another holds: what `status` and the report tell is the last night."""
+    source, root = photos(4), tmp_path / "root"
+    assert sif_batch("run", source, root, "--no-gate").code == 0
+    source.rename(tmp_path / "away")
+    failed = sif_batch("run", root, "--json")
+    assert failed.code == 1
+    last = sif_batch("status", root, "--json").json["last_run"]
+    assert (last["outcome"], last["release"]) == ("error", None) and last["age_s"] < 3600
+    assert last["error"] == failed.json["error"] and last["remedy"] == failed.json["remedy"]
+    shown = sif_batch("status", root).out
+    assert " ago: error: " in shown and last["error"] in shown
+    made = sif_batch("report", root, "--json")
+    assert made.code == 0, made.err
+    assert last["error"] in Path(made.json["report"]).read_text()
+    assert last["error"] in next(root.glob(f"runs/{last['id']}/summary.txt")).read_text()
+    (tmp_path / "away").rename(source)
+    assert sif_batch("run", root, "--json").json["outcome"] == "unchanged"
+    assert sif_batch("status", root, "--json").json["last_run"]["outcome"] == "unchanged"
+
+
+def test_a_mistyped_place_creates_nothing(sif_batch: Run, photos: Photos, tmp_path: Path) -> None:
+    photos(2)
+    for arguments in (("nowhere", "root"), ("root",), ("nowhere",)):
+        assert sif_batch("run", *arguments).code == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+
+
+def test_a_held_candidate_is_published_though_a_night_failed_after_it(
+    sif_batch: Run, photos: Photos, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    assert sif_batch("run", photos(4), root, "--no-gate").code == 0
+    assert sif_batch("run", photos(5), root, "--no-gate").code == 0
+    assert sif_batch("rollback", root).code == 0
+    held = sif_batch("run", photos(6), root, "--json", "--no-gate").json
+    assert held["outcome"] == "held"
+    (tmp_path / "photos").rename(tmp_path / "away")
+    assert sif_batch("run", root).code == 1
+    assert sif_batch("publish", root, "--json").json["release"] == held["release"]
