@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def embed_collection(
         finish_plan(store, name)
         catalog, standing = load_catalog(store, record.encoder), None
     done = speed if speed.images else None
-    return settle(store, listing, listing_name, catalog, before, settings, done, standing)
+    return settle(store, listing, listing_name, catalog, before, settings, done, standing, reporter.say)
 
 
 def ledger_of(
@@ -87,7 +87,7 @@ def ledger_of(
 ) -> Embedded:
     """As `embed_collection` for parts that are complete already. Raises SifBatchError if they are not."""
     catalog = load_catalog(store, record.encoder)
-    return settle(store, listing, listing_name, catalog, set(catalog.parts), settings)
+    return settle(store, listing, listing_name, catalog, set(catalog.parts), settings, say=reporter.say)
 
 
 def settle(
@@ -99,11 +99,12 @@ def settle(
     settings: RunSettings,
     speed: Speed | None = None,
     standing: Standing | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Embedded:
     """The listing by what the catalog has. before: the parts that stood as the run began."""
     entries = listing.entries
     standing = standing or standing_rows(entries, catalog, settings.max_attempts)
-    stale = stale_rows(entries, standing, catalog, _older_listings(store, listing_name))
+    stale = stale_rows(entries, standing, catalog, _older_listings(store, listing_name, say))
     live = np.concatenate([standing.row[standing.good], stale])
     keys = catalog.rows["key"].take(pa.array(np.concatenate([standing.row, stale])))
     counts = count(standing, stale, catalog, before) | {"ignored": sum(listing.ignored.values())}
@@ -238,7 +239,13 @@ def _run_shards_elsewhere(
     add_counters(speed, counters)
 
 
-def _older_listings(store: Store, current: str) -> Iterator[pa.Table]:
+def _older_listings(store: Store, current: str, say: Callable[[str], None]) -> Iterator[pa.Table]:
+    """The entries of the listings before the current one, newest first; of those that can be read."""
     names = listing_names(store)
     for name in names[names.index(current) + 1 :]:
-        yield Listing.load(store, name).entries
+        try:
+            listing = Listing.load(store, name)
+        except SifBatchError as error:
+            say(f"passed over, {error}")
+            continue
+        yield listing.entries

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sif_batch.config import RootRecord
+from sif_batch.errors import SifBatchError
 from sif_batch.gate.checks import judge
 from sif_batch.jobs.nightly.candidate import Candidate, Collection, manifest_of, prepare_candidate
 from sif_batch.jobs.nightly.embed_stage import Embedded
@@ -87,7 +88,11 @@ def _deleted(collection: Collection) -> int:
     """How many images of the current release are neither listed nor in a listed container any more."""
     if collection.current is None:
         return 0
-    keys = read_images(collection.store, collection.current[0])["key"]
+    try:
+        keys = read_images(collection.store, collection.current[0])["key"]
+    except SifBatchError as error:  # the night makes another one, or says what to do where it would be the same
+        collection.reporter.say(f"how many images went is not known: {error}; {error.remedy}")
+        return 0
     if keys.equals(collection.live["key"].cast(pa.large_string())):  # as on most nights
         return 0
     named = collection.embedded.keys.combine_chunks().cast(pa.large_string())

@@ -9,16 +9,20 @@ from sif_batch.digests import canonical_json, digest
 from sif_batch.index.quantizer import QuantizerRecord, load_quantizer, read_record
 from sif_batch.index.train_quantizer import encode_queries
 from sif_batch.ledger.catalog import Catalog
-from sif_batch.release.manifest import decided_of, inputs_digest
+from sif_batch.release.manifest import damaged, decided_of, inputs_digest
 from sif_batch.storage.store import Store
 
 OWN_COLUMNS = ("key", "hash", "uri", "sha256", "source", "folder", "width", "height")
 
 
 def read_images(store: Store, release: str) -> pa.Table:
-    """images.arrow of a release of ROOT."""
-    with store.open(f"releases/{release}/images.arrow") as file:
-        return pa.ipc.open_file(file).read_all()
+    """images.arrow of a release of ROOT. Raises SifBatchError where it is damaged."""
+    name = f"releases/{release}/images.arrow"
+    try:
+        with store.open(name) as file:
+            return pa.ipc.open_file(file).read_all()
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(store.path(name)) from error
 
 
 def released_rows(

@@ -52,6 +52,8 @@ class Listing:
             suffix = f"-{sha256_of(made)[:12]}.parquet"
             newest = next(iter(listing_names(store)), "")
             if newest.endswith(suffix):
+                if sha256_of(store.fetch(newest, folder)) != sha256_of(made):  # damaged since
+                    store.publish(newest, made, replace=True)
                 return newest
             while newest.startswith(stamp := f"listings/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"):
                 time.sleep(0.05)  # of two of one second nobody could tell which is the newer
@@ -75,11 +77,15 @@ class Listing:
         try:
             with store.open(name) as file:
                 table = pq.ParquetFile(file).read(use_threads=False)
-        except pa.ArrowInvalid as error:
+            ignored = json.loads((table.schema.metadata or {}).get(b"ignored", b"{}"))
+            if not table.schema.equals(LISTING_SCHEMA):
+                raise ValueError("it has other columns")
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise SifBatchError(
                 f"{store.path(name)} is damaged ({error})", remedy="remove that file; the next run lists anew"
             ) from error
-        ignored = json.loads((table.schema.metadata or {}).get(b"ignored", b"{}"))
         return Listing(table.replace_schema_metadata(None), ignored)
 
 

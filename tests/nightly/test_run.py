@@ -426,3 +426,36 @@ def test_a_held_candidate_is_published_though_a_night_failed_after_it(
     (tmp_path / "photos").rename(tmp_path / "away")
     assert sif_batch("run", root).code == 1
     assert sif_batch("publish", root, "--json").json["release"] == held["release"]
+
+
+def flip(file: Path) -> None:
+    """Alter a byte in the middle of a file."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+
+
+def test_a_damaged_listing_is_made_anew_or_passed_over(sif_batch: Run, photos: Photos, tmp_path: Path) -> None:
+    source, root = photos(4), tmp_path / "root"
+    assert sif_batch("run", source, root, "--no-gate").code == 0
+    listing = next(root.glob("listings/*.parquet"))
+    whole = listing.read_bytes()
+    flip(listing)
+    assert sif_batch("run", root, "--json").json["outcome"] == "unchanged"
+    assert listing.read_bytes() == whole
+    flip(listing)
+    (source / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (source / "away.jpg").symlink_to(tmp_path / "nowhere")  # older listings are asked for what failed for now
+    night = sif_batch("run", photos(5), root, "--json", "--no-gate")
+    assert night.code == 0, night.err
+    assert night.json["outcome"] == "published" and night.json["in_index"] == 5
+
+
+def test_a_damaged_release_stops_no_night(sif_batch: Run, photos: Photos, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    first = sif_batch("run", photos(4), root, "--json", "--no-gate").json
+    images = root / "releases" / first["release"] / "images.arrow"
+    images.write_bytes(bytes(images.stat().st_size))
+    night = sif_batch("run", photos(5), root, "--json", "--no-gate")
+    assert night.code == 0 and night.json["outcome"] == "published", night.err
+    assert "images.arrow: missing or altered" in night.err
