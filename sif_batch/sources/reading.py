@@ -9,11 +9,11 @@ from typing import Any, BinaryIO, cast
 from sif_batch.config import Source
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError, telling_io
+from sif_batch.sources.archives import read_archive
 from sif_batch.sources.containers import Pieces, container_kind
 from sif_batch.sources.files import entry_rule, local_version, open_source, remote_version
 from sif_batch.sources.names import local_of
 from sif_batch.sources.parquet import read_table
-from sif_batch.sources.tars import read_tar
 from sif_batch.storage.bucket_filesystem import Objects
 from sif_batch.storage.urls import is_local
 
@@ -44,12 +44,10 @@ def read_file(source: Source, path: str, size: int, version: str, max_bytes: int
 def read_container(source: Source, path: str, version: str, first: int, max_bytes: int) -> Pieces:
     """The container's images from ordinal `first` on. Raises ImageError, after the last that can be read."""
     with _telling_store(source), _open(source, path, version) as file:
-        kind = container_kind(path)
-        if kind == "parquet":
+        if container_kind(path) == "parquet":
             yield from read_table(file, first, source.image_column, source.keep, max_bytes)
         else:
-            gzipped = not path.lower().endswith(".tar")
-            yield from read_tar(file, first, entry_rule(source), max_bytes, gzipped)
+            yield from read_archive(file, first, entry_rule(source), max_bytes)
 
 
 def check_unchanged(source: Source, path: str, version: str) -> None:
