@@ -83,6 +83,8 @@ def choose_columns(schema: pa.Schema, column: str | None, keep: Sequence[str]) -
 
 
 def _holds_bytes(type_: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type_):
+        return _holds_bytes(type_.value_type)
     if pa.types.is_struct(type_):
         return type_.get_field_index("bytes") >= 0 and _holds_bytes(type_.field("bytes").type)
     return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_))
@@ -90,6 +92,7 @@ def _holds_bytes(type_: pa.DataType) -> bool:
 
 def _member(batch: pa.RecordBatch, number: int, image: str, max_bytes: int) -> Member:
     """The image of a batch of one row."""
+    batch = pa.record_batch([_plain_column(column) for column in batch.columns], batch.schema.names)
     value, others = batch[image][0], batch.drop_columns([image])
     if pa.types.is_struct(value.type):
         value = value["bytes"] if value.is_valid else pa.scalar(None, pa.binary())
@@ -109,6 +112,11 @@ def _member(batch: pa.RecordBatch, number: int, image: str, max_bytes: int) -> M
         except (ValueError, OverflowError) as error:  # no UTF-8, a date that Python has not
             data = ImageError("corrupt", f"its columns cannot be read: {error}"[:500])
     return Member(number, str(number), data, fields)
+
+
+def _plain_column(column: pa.Array) -> pa.Array:
+    """Without the dictionary of the values of all other rows."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
 def _plain(value: Any) -> Any:
