@@ -67,8 +67,8 @@ def spellings(name: str, record: RootRecord) -> list[str]:
     tried = [name]
     for source in record.sources:
         tried += [f"{source.name}/{name}", f"{source.name}/{name.removeprefix(uri_prefix(source))}"]
-        if name.startswith("tar://"):
-            member, _, container = name.removeprefix("tar://").partition("::")
+        if name.startswith(("tar://", "zip://")):
+            member, _, container = name[len("tar://") :].partition("::")
             tried.append(f"{source.name}/{container.removeprefix(uri_prefix(source))}::{member}")
     return tried
 

@@ -19,6 +19,8 @@ from sif_batch.sources.names import hash_of, key_of, member_key
 from sif_batch.sources.reading import check_unchanged, read_container, read_file
 from sif_batch.storage.store import Store
 
+BEAT_S = 10.0
+
 
 def embed_shard(
     report: Report,
@@ -28,11 +30,14 @@ def embed_shard(
     lane: Lane,
     lost: dict[int, str],
     suspects: list[int],
+    broken: tuple[int, str] | None = None,
 ) -> ShardStats:
     """Make the part of one shard, or the parts of one container, unless they stand. Runs in the child.
 
-    lost: images known to end the process, as "kind:message"; suspects: images to try alone.
-    Reports ("start", (image, the one decoded before it)), ("decoded", image) and ("done", (images, failures)).
+    lost: images known to end the process, as "kind:message"; suspects: images to try alone; broken: the ordinal of a
+    container behind which reading it ends the process, and the "kind:message" of that.
+    Reports ("start", (image, the one decoded before it)), ("decoded", image) and ("done", (images, failures)); while a
+    container is read ("read", the last ordinal so far).
     """
     store = Store(root)
     work = read_shard(store, plan, shard)
@@ -40,7 +45,7 @@ def embed_shard(
     known, erased = open_known(root, work.encoder_id, lane.device, plan), erased_before(root, plan)
     with ShardThreads(encoder, lane.threads, work.limits, known, erased, lost, suspects, report) as threads:
         if container_kind(work.spans[0]["path"]) is not None:
-            _embed_container(store, work, threads, report)
+            _embed_container(store, work, threads, report, broken)
         elif store.exists(part_path(work.encoder_id, work.part)):
             report(("done", (range(len(work.spans)), 0)))
         else:
@@ -60,7 +65,9 @@ def _file_image(work: Shard, number: int, span: dict[str, Any]) -> PendingImage:
     return PendingImage(number, _new_row(span, key_of(span["source"], span["path"])), read)
 
 
-def _embed_container(store: Store, work: Shard, threads: ShardThreads, report: Report) -> None:
+def _embed_container(
+    store: Store, work: Shard, threads: ShardThreads, report: Report, broken: tuple[int, str] | None
+) -> None:
     """The container's images as successive parts, from where the last one ended."""
     (span,) = work.spans
     source, path, version = work.sources[span["source"]], span["path"], span["version"]
@@ -68,6 +75,14 @@ def _embed_container(store: Store, work: Shard, threads: ShardThreads, report: R
     if first is None:
         return
     last, count, size, own = first - 1, 0, 0, None
+    told = time.monotonic()
+
+    def on_read() -> None:
+        """Say that reading goes on, where a long stretch has no images."""
+        nonlocal told
+        if time.monotonic() - told > BEAT_S:
+            told = time.monotonic()
+            report(("read", last))
 
     def write(end: bool) -> bool:
         """Write what came since `first` as a part; whether to go on."""
@@ -88,7 +103,9 @@ def _embed_container(store: Store, work: Shard, threads: ShardThreads, report: R
         return not end
 
     try:
-        for piece in read_container(source, path, version, first, work.limits.max_bytes):
+        report(("read", last))
+        _stop_where_it_broke(last, broken)
+        for piece in read_container(source, path, version, first, work.limits.max_bytes, on_read):
             if span["last"] != OPEN and piece.last > span["last"]:
                 write(end=False)
                 return
@@ -99,12 +116,20 @@ def _embed_container(store: Store, work: Shard, threads: ShardThreads, report: R
             for member in piece.members:
                 if threads.erased.has_key(member_key(source.name, path, member.name)):
                     continue
-                threads.add(_member_image(span, member))
-                count, size = count + 1, size + (len(member.data) if isinstance(member.data, bytes) else 0)
+                threads.add(image := _member_image(span, member))
+                count, size = count + 1, size + image.size + len(image.row["fields"] or "")
             last = piece.last
+            report(("read", last))
+            _stop_where_it_broke(last, broken)
     except ImageError as error:
         own = error
     write(end=span["last"] == OPEN or own is not None)
+
+
+def _stop_where_it_broke(last: int, broken: tuple[int, str] | None) -> None:
+    if broken is not None and last >= broken[0]:
+        kind, _, message = broken[1].partition(":")
+        raise ImageError(kind, message)
 
 
 def _skip_made(store: Store, work: Shard, span: dict[str, Any], report: Report) -> int | None:

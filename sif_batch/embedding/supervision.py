@@ -33,19 +33,22 @@ def embed_in_child(
 
     An image that is read and decoded for longer than `image_timeout_s` ends the child and is a failed row. A child
     that dies, stalls or takes more memory than its lane may costs a second try of the whole shard; after that the
-    images in work at each death are tried alone, and one that ends the child alone twice becomes a failed row.
+    images in work at each death are tried alone, and one that ends the child alone twice becomes a failed row. A
+    container that ends it while none is in work is read up to there, and is a failed row itself.
     """
     strikes: Counter[int] = Counter()
     in_work: set[int] = set()
     since: dict[int, float] = {}  # when reading an image began
     lost: dict[int, str] = {}
     barren = 0
+    broken: tuple[int, str] | None = None
     for tries in itertools.count():
         done = failed = 0
         hungry = False
+        read: int | None = None  # of a container, up to which ordinal
 
         def on_report(report: tuple[str, Any]) -> None:
-            nonlocal done, failed
+            nonlocal done, failed, read
             kind, value = report
             if kind == "start":
                 on_progress(0, 0)  # work has begun
@@ -56,6 +59,8 @@ def embed_in_child(
                     since[image] = time.monotonic()
             elif kind == "decoded":
                 since.pop(value, None)
+            elif kind == "read":
+                read = value
             else:
                 in_work.difference_update(value[0])
                 done, failed = done + len(value[0]), failed + value[1]
@@ -81,12 +86,16 @@ def embed_in_child(
                 shard=shard,
                 lane=lane,
                 lost=lost,
+                broken=broken,
                 suspects=sorted(strikes.keys() - lost.keys()) if tries >= SHARD_TRIES else [],
             )
             return stats
         except ChildDied as death:
             on_progress(-done, -failed)
             barren = 0 if in_work else barren + 1
+            kind = "timeout" if death.overdue and not hungry else "crashed"
+            if barren > SHARD_TRIES and read is not None and broken is None:
+                barren, broken = 0, (read, f"{kind}:{death} while it was read")
             if barren > SHARD_TRIES:
                 raise SifBatchError(
                     f"shard {shard} of plan {plan}: {death}, {barren} times with no image in work",
@@ -99,7 +108,7 @@ def embed_in_child(
             for image in () if lost.keys() & late else in_work:
                 strikes[image] += alone
                 if strikes[image] >= STRIKES:
-                    lost[image] = f"{'timeout' if death.overdue and not hungry else 'crashed'}:{death}"
+                    lost[image] = f"{kind}:{death}"
             in_work.clear()
             since.clear()
     raise AssertionError("unreachable")

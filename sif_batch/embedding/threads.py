@@ -79,7 +79,7 @@ class ShardThreads:
         if alone:
             self._finish()
         self._batch.append(image)
-        if len(self._batch) == self.encoder.batch or alone:
+        if len(self._batch) == self.encoder.batch or alone or sum(one.size for one in self._batch) > AHEAD_BYTES:
             self._submit()
         if alone:
             self._finish()

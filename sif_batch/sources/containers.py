@@ -13,7 +13,9 @@ from sif_batch.config import Source
 from sif_batch.digests import canonical_json, digest
 from sif_batch.failures import ImageError
 
-SUFFIXES = {".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".parquet": "parquet"}
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+SUFFIXES = {**dict.fromkeys(TARS, "tar"), ".zip": "zip", ".parquet": "parquet"}
+UNREAD = (".7z", ".rar", ".tar.lz", ".tar.lz4", ".tar.lzma", ".tar.lzo", ".tar.z", ".tlz", ".cab", ".arrow", ".feather")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ IsEntry = Callable[[str], bool]
 
 def container_versions(source: Source, paths: pa.ChunkedArray, versions: pa.ChunkedArray) -> pa.ChunkedArray:
     """Entries' versions; of containers with the options that decide what is read from them, behind a #."""
-    options = {"parquet": (source.image_column, source.keep), "tar": (source.include, source.exclude)}
+    options: dict[str, tuple[Any, ...]] = {"parquet": (source.image_column, source.keep)}
+    options |= dict.fromkeys(("tar", "zip"), (source.include, source.exclude))
     for kind, decisive in options.items():
         if any(decisive):
             mark = f"#{digest(canonical_json(decisive), 8)}"
@@ -63,6 +66,6 @@ def are_containers(paths: pa.Array | pa.ChunkedArray, kind: str | None = None) -
 
 
 def container_kind(path: str) -> str | None:
-    """What kind of container a name stands for: tar, parquet or (None) none."""
+    """What kind of container a name stands for: tar, zip, parquet or (None) none."""
     name = os.path.basename(path).lower()
     return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from sif_batch.config import Source
 from sif_batch.digests import canonical_json, sha256_of
 from sif_batch.errors import SifBatchError
-from sif_batch.sources.containers import container_versions
+from sif_batch.sources.containers import SUFFIXES, UNREAD, container_versions
 from sif_batch.sources.files import base_of, find_files
 from sif_batch.sources.inventory import read_inventory
 from sif_batch.sources.names import key_of
@@ -140,11 +140,7 @@ def list_sources(sources: Sequence[Source], on_progress: Callable[[int], None] =
         find = read_inventory if source.inventory else find_files
         found, left_out = find(source, on_progress)
         if not len(found):
-            what = f" (ignored by name: {left_out})" if left_out else ""
-            raise SifBatchError(
-                f"{source.url}: no images found{what}",
-                remedy="check the path or the mount; --include '*.tar' takes in what its glob matches by name",
-            )
+            raise _nothing_in(source, left_out)
         found = in_order(found)
         paths = found["path"]
         if pc.any(pc.equal(paths[:-1], paths[1:])).as_py():
@@ -158,6 +154,19 @@ def list_sources(sources: Sequence[Source], on_progress: Callable[[int], None] =
         tables.append(pa.table(columns, schema=LISTING_SCHEMA))
         ignored[source.name] = left_out
     return Listing(pa.concat_tables(tables), ignored)
+
+
+def _nothing_in(source: Source, left_out: int) -> SifBatchError:
+    if suffix := next((end for end in UNREAD if source.url.lower().endswith(end)), None):
+        return SifBatchError(
+            f"{source.url}: {suffix} files are not read",
+            remedy=f"unpack them, or pack them as one of: {', '.join(SUFFIXES)}",
+        )
+    what = f" (ignored by name: {left_out})" if left_out else ""
+    return SifBatchError(
+        f"{source.url}: no images found{what}",
+        remedy="check the path or the mount; --include '*.tar' takes in what its glob matches by name",
+    )
 
 
 def _repeated(name: str, count: int) -> pa.ChunkedArray:

@@ -1,39 +1,36 @@
 """The original of an indexed image: opened by its uri, as bytes or as a thumbnail."""
 
 import functools
-import tarfile
-import threading
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError, telling_io
 from sif_batch.images.decode import MAX_BYTES
 from sif_batch.images.thumbnails import thumbnail
-from sif_batch.sources.names import local_of, text_of
-from sif_batch.sources.parquet import choose_columns
+from sif_batch.sources.archives import OpenArchive
+from sif_batch.sources.names import local_of
+from sif_batch.sources.parquet import read_table
 from sif_batch.storage.urls import is_local, open_filesystem
 
-TAR, ROW = "tar://", "#row="  # what the uri of an image in an archive or in Parquet holds
-_one_reads_archives = threading.Lock()  # an open archive has one place that it reads at
+MEMBER, ROW = ("tar://", "zip://"), "#row="  # what the uri of an image in an archive or in Parquet holds
 
 
 def read_uri(uri: str, image_column: str | None = None) -> bytes:
-    """The bytes of an image by its uri as a release has it: a path or URL, tar://member::archive, table#row=number.
+    """The bytes of an image by its uri as a release has it: a path or URL, tar://member::archive (zip:// too),
+    table#row=number.
 
     image_column: of Parquet, the only one that holds bytes by default. Raises ImageError.
     """
     try:
         with telling_io():
+            if uri.startswith(MEMBER):
+                member, _, archive = uri[len(MEMBER[0]) :].partition("::")
+                return _open_archive(archive).read(member, MAX_BYTES)
             if ROW in uri:
                 table, _, row = uri.rpartition(ROW)
                 return _read_row(table, int(row), image_column)
-            if uri.startswith(TAR):
-                member, _, archive = uri.removeprefix(TAR).partition("::")
-                return _read_member(archive, member)
             fs, path = _filesystem(uri)
             if fs.size(path) > MAX_BYTES:
                 raise ImageError("too_large", f"{fs.size(path)} bytes")
@@ -48,39 +45,19 @@ def _filesystem(uri: str) -> tuple[Any, str]:
 
 
 @functools.lru_cache(maxsize=8)
-def _open_archive(archive: str) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
+def _open_archive(archive: str) -> OpenArchive:
     fs, path = _filesystem(archive)
-    opened = tarfile.open(fileobj=fs.open(path, "rb"), mode="r:*")  # noqa: SIM115 (kept open, by lru_cache)
-    return opened, {text_of(member.name): member for member in opened if member.isfile()}
-
-
-def _read_member(archive: str, name: str) -> bytes:
-    try:
-        with _one_reads_archives:
-            opened, members = _open_archive(archive)
-            if name not in members:
-                raise ImageError("missing", "the archive has no such member any more")
-            file = opened.extractfile(members[name])
-            return file.read(MAX_BYTES) if file else b""
-    except tarfile.TarError as error:
-        raise ImageError("corrupt", str(error)[:200]) from error
+    return OpenArchive(fs.open(path, "rb"))
 
 
 def _read_row(table: str, row: int, image_column: str | None) -> bytes:
     fs, path = _filesystem(table)
     with fs.open(path, "rb") as file:
-        try:
-            parquet = pq.ParquetFile(file, pre_buffer=False)
-            column, _ = choose_columns(parquet.schema_arrow, image_column, ())
-            for group in range(parquet.num_row_groups):
-                rows = parquet.metadata.row_group(group).num_rows
-                if row < rows:
-                    value = parquet.read_row_group(group, [column])[column][row].as_py()
-                    data = value["bytes"] if isinstance(value, dict) else value
-                    return bytes(data or b"")
-                row -= rows
-        except pa.ArrowException as error:
-            raise ImageError("corrupt", str(error)[:200]) from error
+        for piece in read_table(file, row, image_column, (), MAX_BYTES):
+            data = piece.members[0].data
+            if isinstance(data, ImageError):
+                raise data
+            return data
     raise ImageError("missing", "the table has no such row any more")
 
 

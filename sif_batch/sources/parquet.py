@@ -11,13 +11,15 @@ import pyarrow.parquet as pq
 from sif_batch.config import Source
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
+from sif_batch.images.decode import MAX_BYTES
 from sif_batch.sources.containers import Member, Piece, Pieces, are_containers
 from sif_batch.sources.files import open_source
 from sif_batch.sources.names import local_of
+from sif_batch.sources.parquet_pages import rows_within
 from sif_batch.storage.urls import is_local
 
-BATCH_ROWS = 32
 BUFFER_BYTES = 2**20  # read at once of a column: pages are in memory, a row group never whole
+MAX_FIELD_BYTES = 2**20  # of what is kept of a row, as of a sidecar in an archive
 
 
 def read_table(file: BinaryIO, first: int, column: str | None, keep: Sequence[str], max_bytes: int) -> Pieces:
@@ -32,17 +34,26 @@ def read_table(file: BinaryIO, first: int, column: str | None, keep: Sequence[st
         raise ImageError("unsupported", str(error)) from error
     except (pa.ArrowException, OSError) as error:
         raise ImageError("corrupt", f"no Parquet file that can be read: {error}"[:500]) from error
-    start, damage = 0, None
+    start, damage, limit = 0, None, max(MAX_BYTES, max_bytes)
     for group in range(parquet.num_row_groups):
         rows = parquet.metadata.row_group(group).num_rows
         number, start = start, start + rows
         if start <= first:
             continue
         try:
-            for batch in parquet.iter_batches(BATCH_ROWS, [group], [image, *others]):
-                if number + len(batch) > first:
-                    yield from _pieces(batch, number, first, image, max_bytes)
-                number += len(batch)
+            readable = rows_within(file, parquet, group, [image, *others], limit)
+            # One row at a time: a dictionary or a good compression makes any number of large ones of few bytes.
+            for batch in parquet.iter_batches(1, [group], [image, *others], use_threads=False) if readable else ():
+                if number >= first:
+                    yield Piece(number, [_member(batch, number, image, max_bytes)])
+                number += 1
+                if number - start + rows == readable:
+                    break
+            if readable < rows:
+                why = f"the pages of row group {group}, from row {number} on, inflate to more than {limit} bytes"
+                damage = damage or ImageError("too_large", why)
+            elif number < start:
+                damage = damage or ImageError("corrupt", f"row group {group} has no row {number}")
         except (pa.ArrowException, OSError) as error:
             damage = damage or ImageError("corrupt", f"row group {group}, from row {number} on: {error}"[:500])
     if damage:
@@ -72,25 +83,40 @@ def choose_columns(schema: pa.Schema, column: str | None, keep: Sequence[str]) -
 
 
 def _holds_bytes(type_: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type_):
+        return _holds_bytes(type_.value_type)
     if pa.types.is_struct(type_):
         return type_.get_field_index("bytes") >= 0 and _holds_bytes(type_.field("bytes").type)
     return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_))
 
 
-def _pieces(batch: pa.RecordBatch, number: int, first: int, image: str, max_bytes: int) -> Pieces:
-    others = batch.drop_columns([image]).to_pylist() if batch.num_columns > 1 else [{}] * len(batch)
-    for ordinal, value, fields in zip(range(number, number + len(batch)), batch[image], others, strict=True):
-        if ordinal < first:
-            continue
+def _member(batch: pa.RecordBatch, number: int, image: str, max_bytes: int) -> Member:
+    """The image of a batch of one row."""
+    batch = pa.record_batch([_plain_column(column) for column in batch.columns], batch.schema.names)
+    value, others = batch[image][0], batch.drop_columns([image])
+    if pa.types.is_struct(value.type):
+        value = value["bytes"] if value.is_valid else pa.scalar(None, pa.binary())
+    data: bytes | ImageError
+    if not value.is_valid:
+        data = ImageError("not_an_image", "the row has no bytes")
+    elif (size := value.as_buffer().size) > max_bytes:
+        data = ImageError("too_large", f"{size} bytes; the limit is {max_bytes}")
+    else:
         data = value.as_py()
-        if isinstance(data, dict):
-            data = data["bytes"]
-        if data is None:
-            data = ImageError("not_an_image", "the row has no bytes")
-        elif len(data) > max_bytes:
-            data = ImageError("too_large", f"{len(data)} bytes; the limit is {max_bytes}")
-        fields = {name: _plain(value) for name, value in fields.items()}
-        yield Piece(ordinal, [Member(ordinal, str(ordinal), data, fields)])
+    fields: dict[str, Any] = {}
+    if others.get_total_buffer_size() > MAX_FIELD_BYTES and others.nbytes > MAX_FIELD_BYTES:
+        data = ImageError("too_large", f"{others.nbytes} bytes in the columns to keep; the limit is {MAX_FIELD_BYTES}")
+    elif others.num_columns:
+        try:
+            fields = {name: _plain(value) for name, value in others.to_pylist()[0].items()}
+        except (ValueError, OverflowError) as error:  # no UTF-8, a date that Python has not
+            data = ImageError("corrupt", f"its columns cannot be read: {error}"[:500])
+    return Member(number, str(number), data, fields)
+
+
+def _plain_column(column: pa.Array) -> pa.Array:
+    """Without the dictionary of the values of all other rows."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
 def _plain(value: Any) -> Any:

@@ -2,18 +2,18 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
 from sif_batch.config import Source
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError, telling_io
+from sif_batch.sources.archives import read_archive
 from sif_batch.sources.containers import Pieces, container_kind
 from sif_batch.sources.files import entry_rule, local_version, open_source, remote_version
 from sif_batch.sources.names import local_of
 from sif_batch.sources.parquet import read_table
-from sif_batch.sources.tars import read_tar
 from sif_batch.storage.bucket_filesystem import Objects
 from sif_batch.storage.urls import is_local
 
@@ -41,15 +41,18 @@ def read_file(source: Source, path: str, size: int, version: str, max_bytes: int
     return data
 
 
-def read_container(source: Source, path: str, version: str, first: int, max_bytes: int) -> Pieces:
-    """The container's images from ordinal `first` on. Raises ImageError, after the last that can be read."""
-    with _telling_store(source), _open(source, path, version) as file:
-        kind = container_kind(path)
-        if kind == "parquet":
+def read_container(
+    source: Source, path: str, version: str, first: int, max_bytes: int, on_read: Callable[[], None] = lambda: None
+) -> Pieces:
+    """The container's images from ordinal `first` on; each read of its bytes calls `on_read`.
+
+    Raises ImageError, after the last that can be read.
+    """
+    with _telling_store(source), _open(source, path, version, on_read) as file:
+        if container_kind(path) == "parquet":
             yield from read_table(file, first, source.image_column, source.keep, max_bytes)
         else:
-            gzipped = not path.lower().endswith(".tar")
-            yield from read_tar(file, first, entry_rule(source), max_bytes, gzipped)
+            yield from read_archive(file, first, entry_rule(source), max_bytes)
 
 
 def check_unchanged(source: Source, path: str, version: str) -> None:
@@ -102,7 +105,7 @@ def _check_version(found: str, listed: str) -> None:
 
 
 @contextmanager
-def _open(source: Source, path: str, version: str) -> Iterator[BinaryIO]:
+def _open(source: Source, path: str, version: str, on_read: Callable[[], None]) -> Iterator[BinaryIO]:
     fs, base = open_source(source)
     if is_local(fs):
         file = open(local_of(f"{base}/{path}"), "rb")  # noqa: SIM115 (closed below)
@@ -110,7 +113,7 @@ def _open(source: Source, path: str, version: str) -> Iterator[BinaryIO]:
         file = fs.open(f"{base}/{path}", "rb", block_size=REMOTE_BLOCK, cache_type="readahead")
     with file:
         check_unchanged(source, path, version)
-        yield cast(BinaryIO, _Telling(file))
+        yield cast(BinaryIO, _Telling(file, on_read))
 
 
 class _Telling:
@@ -118,10 +121,11 @@ class _Telling:
 
     closed = False
 
-    def __init__(self, file: Any):
-        self._file = file
+    def __init__(self, file: Any, on_read: Callable[[], None]):
+        self._file, self._on_read = file, on_read
 
     def read(self, size: int = -1) -> bytes:
+        self._on_read()
         with telling_io():
             return bytes(self._file.read(size))
 

@@ -1,87 +1,132 @@
 """Tar archives, as WebDataset writes them: members with one name before the first dot belong together."""
 
 import contextlib
-import gzip
 import itertools
 import json
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 from sif_batch.failures import ImageError
 from sif_batch.sources.containers import IsEntry, Member, Piece, Pieces
-from sif_batch.sources.names import member_name, text_of
+from sif_batch.sources.inflation import StreamDamage
+from sif_batch.sources.names import text_of
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_SIDECAR_BYTES = 2**20
 MAX_PIECE = 64  # members: an archive whose names all begin alike must not be one piece
 SCAN_BLOCKS = 2048  # read at once when looking for the next header
 NUMBERS = ("cls", "cls2", "class", "count", "index", "inx", "id")  # sidecars that WebDataset reads as integers
+UPWARDS = re.compile(r"(?:(?<=/)|^)(?:\.\.?/)+")  # ./ and ../ make no name a hidden one
 STEM = re.compile(r"^(?P<stem>(?:.*/)?[^/.]*)\.?(?P<extension>[^/]*)$", re.DOTALL)
-STREAM_ENDS = (EOFError, zlib.error, gzip.BadGzipFile)  # of the compressed bytes around it
+MAX_HEADER_BYTES = 2**20  # of a member: its long name, its pax records
+MAGIC, MAGIC_AT = b"ustar", 257  # in a header
+Content = bytes | ImageError | dict[str, Any] | None  # of an image, of a sidecar, of neither
 
 
-def read_tar(file: BinaryIO, first: int, is_entry: IsEntry, max_bytes: int, gzipped: bool = False) -> Pieces:
-    """The archive's images from member number `first` on, which must begin a piece.
+def read_tar(archive: Any, first: int, is_entry: IsEntry, max_bytes: int) -> Pieces:
+    """The images of an archive, inflated if need be, from member number `first` on, which must begin a piece.
 
-    A damaged header is passed over to the next good one. Raises ImageError at the end if the archive was damaged:
-    `corrupt` for a bad header, `truncated` if it does not end as a tar file does.
+    A damaged header is passed over to the next good one, and so is the end mark of an archive that another one follows.
+    Raises ImageError at the end if the archive was damaged: `corrupt` for a bad header or bytes behind the end mark,
+    `truncated` if it does not end as a tar file does.
     """
-    archive = gzip.GzipFile(fileobj=file) if gzipped else file
     damage: list[ImageError] = []
-    members = enumerate(_members(archive, damage))
+    members = enumerate(members_of(archive, damage))
     # Read as it comes: going back in a compressed archive would begin anew.
-    read = ((number, _read_member(archive, info, is_entry, max_bytes, number < first)) for number, info in members)
-    for _, group in itertools.groupby(read, lambda numbered: STEM.sub(r"\g<stem>", numbered[1][0])):
-        while piece := list(itertools.islice(group, MAX_PIECE)):
-            if piece[-1][0] >= first:
-                yield _piece_of(piece)
+    yield from pieces_of(
+        ((number, _read_member(archive, info, is_entry, max_bytes, number < first)) for number, info in members), first
+    )
     if damage:
         raise damage[0]
 
 
-def _members(archive: Any, damage: list[ImageError]) -> Iterator[tarfile.TarInfo]:
+def pieces_of(read: Iterator[tuple[int, tuple[str, Content]]], first: int) -> Pieces:
+    """Numbered names and what they are, in an archive's order, as pieces: all but those before member `first`."""
+    for _, group in itertools.groupby(read, lambda numbered: STEM.sub(r"\g<stem>", numbered[1][0])):
+        while piece := list(itertools.islice(group, MAX_PIECE)):
+            if piece[-1][0] >= first:
+                yield _piece_of(piece)
+
+
+def members_of(archive: Any, damage: list[ImageError]) -> Iterator[tarfile.TarInfo]:
     """All members in order; notes what is wrong. Holds one at a time: an archive may have millions."""
     start: int | None = 0
     found = False
+    headers = _Headers(archive)
     try:
         while start is not None:
             stop = start
             with contextlib.suppress(tarfile.TarError):
-                archive.seek(start)
-                tar = tarfile.TarFile(fileobj=archive, encoding="utf-8", errors="surrogateescape")
-                while (member := tar.next()) is not None:
+                headers.seek(start)
+                headers.left = MAX_HEADER_BYTES
+                tar = tarfile.TarFile(fileobj=headers, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+                while (member := tar.next()) is not None and tar.offset > stop:
                     found, stop = True, tar.offset
                     tar.members.clear()  # type: ignore[attr-defined]
                     yield member
-                stop = tar.offset
+                    headers.left = MAX_HEADER_BYTES
+                stop = max(stop, tar.offset)
             start = _next_header(archive, stop, damage)
-        while isinstance(archive, gzip.GzipFile) and archive.read(2**20):
-            pass  # to its end, where its checksum is
-    except STREAM_ENDS as error:
-        damage.append(ImageError("truncated" if isinstance(error, EOFError) else "corrupt", str(error)))
+    except StreamDamage as error:
+        damage.append(error)
     if not found and damage:
         damage.insert(0, ImageError(damage[0].kind, f"no tar archive that can be read: {damage[0]}"))
+
+
+class _Headers:
+    """An archive of which tarfile may read so many bytes for one member's headers: they say themselves how many."""
+
+    def __init__(self, archive: Any):
+        self._archive = archive
+        self.seek, self.tell = archive.seek, archive.tell
+        self.left = MAX_HEADER_BYTES
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if size < 0 or self.left < 0:
+            raise tarfile.ReadError("a header of more than 1 MB")
+        return bytes(self._archive.read(size))
 
 
 def _next_header(archive: Any, stop: int, damage: list[ImageError]) -> int | None:
     """Where the next good header is, after reading stopped at `stop`; None at the end."""
     archive.seek(stop)
     block = archive.read(BLOCK)
-    if len(block) == BLOCK and not any(block):
-        return None  # as an archive should end
     if len(block) < BLOCK:
         damage.append(ImageError("truncated", "it ends without the end mark of a tar archive"))
         return None
-    damage.append(ImageError("corrupt", f"bad header at byte {stop}"))
+    if any(block):
+        damage.append(ImageError("corrupt", f"bad header at byte {stop}"))
+        return _scan(archive, stop + BLOCK, b"")
+    # An end mark. Behind it may be zeros, another archive, or what should not be there.
     start = stop + BLOCK
     while chunk := archive.read(BLOCK * SCAN_BLOCKS):
-        for offset in range(0, len(chunk), BLOCK):
-            if chunk[offset + 257 : offset + 262] == b"ustar" and _is_header(chunk[offset : offset + BLOCK]):
-                return int(start + offset)
+        if rest := chunk.lstrip(b"\0"):
+            start += (len(chunk) - len(rest)) // BLOCK * BLOCK
+            archive.seek(start)
+            if _is_header(archive.read(BLOCK)):
+                return start
+            damage.append(ImageError("corrupt", f"bytes follow its end mark, from byte {start} on"))
+            archive.seek(start)
+            return _scan(archive, start, b"")
         start += len(chunk)
+    return None
+
+
+def _scan(archive: Any, start: int, kept: bytes) -> int | None:
+    """Where the next header is at or behind byte `start`, where the archive stands; at whatever distance."""
+    while chunk := archive.read(BLOCK * SCAN_BLOCKS):
+        chunk = kept + chunk
+        at = chunk.find(MAGIC)
+        while at >= 0:
+            begin = at - MAGIC_AT
+            if begin >= 0 and _is_header(chunk[begin : begin + BLOCK]):
+                return start + begin
+            at = chunk.find(MAGIC, at + 1)
+        kept = chunk[-BLOCK + 1 :]
+        start += len(chunk) - len(kept)
     return None
 
 
@@ -93,9 +138,6 @@ def _is_header(block: bytes) -> bool:
     return True
 
 
-Content = bytes | ImageError | dict[str, Any] | None  # of an image, of a sidecar, of neither
-
-
 def _read_member(
     archive: Any, info: tarfile.TarInfo, is_entry: IsEntry, max_bytes: int, skip: bool
 ) -> tuple[str, Content]:
@@ -103,10 +145,10 @@ def _read_member(
     name = text_of(info.name)
     if skip or info.isdir() or info.isdev():
         return name, None
-    if is_entry(member_name(name)):
-        return name, _data_of(archive, info, max_bytes)
+    if is_entry(UPWARDS.sub("", name)):
+        return name, data_of(archive, info, max_bytes)
     if info.isfile() and info.size <= MAX_SIDECAR_BYTES:
-        data = _data_of(archive, info, MAX_SIDECAR_BYTES)
+        data = data_of(archive, info, MAX_SIDECAR_BYTES)
         return name, fields_of(STEM.sub(r"\g<extension>", name), data) if isinstance(data, bytes) else None
     return name, None
 
@@ -123,16 +165,18 @@ def _piece_of(piece: list[tuple[int, tuple[str, Content]]]) -> Piece:
     return Piece(piece[-1][0], images)
 
 
-def _data_of(archive: Any, info: tarfile.TarInfo, max_bytes: int) -> bytes | ImageError:
+def data_of(archive: Any, info: tarfile.TarInfo, max_bytes: int) -> bytes | ImageError:
     if not info.isfile() or info.issparse():
         return ImageError("unsupported", f"a link to {info.linkname} inside the archive" if info.linkname else "sparse")
+    if info.size < 0:
+        return ImageError("corrupt", f"a size of {info.size} bytes")
     if info.size > max_bytes:
         return ImageError("too_large", f"{info.size} bytes; the limit is {max_bytes}")
     try:
         archive.seek(info.offset_data)
         data = archive.read(info.size)
-    except STREAM_ENDS as error:
-        return ImageError("truncated", f"the archive is damaged here ({error})")
+    except StreamDamage as error:
+        return ImageError(error.kind, f"the archive is damaged here ({error})")
     if len(data) < info.size:
         return ImageError("truncated", f"the archive ends after {len(data)} of its {info.size} bytes")
     return data

@@ -31,7 +31,7 @@ from sif_batch.ledger.parts import PART_SCHEMA, part_path
 from sif_batch.ledger.plan import DEFAULT_LIMITS, Limits, make_plan, plan_shards, save_plan
 from sif_batch.ledger.reconcile import standing_rows
 from sif_batch.ledger.todo import spans_to_do
-from sif_batch.machine.child import Child
+from sif_batch.machine.child import Child, ChildDied
 from sif_batch.machine.devices import Lane
 from sif_batch.sources.files import remote_version
 from sif_batch.sources.listing import list_sources, parse_sources
@@ -343,6 +343,44 @@ def test_a_child_that_dies_without_an_image_in_work_stops_the_run(
         embed_watched(child, store, plan)
     assert "free memory" in caught.value.remedy
     assert not store.exists(f"parts/{SPEC.id}")
+
+
+def test_a_container_that_ends_the_child_is_read_up_to_there(tmp_path: Path, photos: Callable[[int], Path]) -> None:
+    source = photos(6)
+    shutil.make_archive(str(tmp_path / "photos"), "tar", source)
+    for broken, images in (((-1, "crashed:it died"), 0), ((4, "timeout:it hung"), None)):
+        store, plan = make_root(tmp_path / f"root{images}", f"{tmp_path}/*.tar")
+        reports: list[Any] = []
+        embed_shard(reports.append, store.url, plan, 0, Lane("cpu", 1), {}, [], broken)
+        rows = [row for data in part_bytes(store, plan) for row in pq.read_table(io.BytesIO(data)).to_pylist()]
+        own = [row for row in rows if row["member"] is None]
+        assert [f"{row['error_kind']}:{row['error']}" for row in own] == [broken[1]]
+        assert images is None or len(rows) == 1 + images
+        assert all(row["embedding"] for row in rows if row["member"])
+        read = [value for kind, value in reports if kind == "read"]
+        assert read[-1] == broken[0] and read == list(range(-1, broken[0] + 1))
+
+
+class Dying:
+    """A child that dies of reading a container behind its image 6, unless it is told so."""
+
+    pid = None
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def call(self, function: str, on_report: Callable[[Any], None], *_: Any, **arguments: Any) -> ShardStats:
+        self.told.append(arguments["broken"])
+        on_report(("read", 6))
+        if arguments["broken"] is None:
+            raise ChildDied("it ended", overdue=False)
+        return ShardStats()
+
+
+def test_a_container_that_ends_the_child_again_and_again_stops_no_run() -> None:
+    child: Any = Dying()
+    embed_in_child(child, "root", "plan", 0, Lane("cpu", 1), lambda done, failed: None)
+    assert child.told == [None] * (SHARD_TRIES + 1) + [(6, "crashed:it ended while it was read")]
 
 
 def test_files_that_went_away_or_changed_after_they_were_listed(tmp_path: Path, photos: Callable[[int], Path]) -> None:

@@ -1,9 +1,12 @@
 """Containers from listing to release: the same vectors as the files, whatever happens on the way."""
 
 import errno
+import gzip
 import io
 import json
+import lzma
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +38,7 @@ from sif_batch.sources import reading
 from sif_batch.sources.files import entry_rule
 from sif_batch.sources.listing import list_sources, parse_sources
 from sif_batch.sources.names import hash_of, member_key
+from sif_batch.sources.originals import read_uri
 from sif_batch.sources.reading import read_container
 from sif_batch.storage.store import Store
 
@@ -164,16 +168,17 @@ def test_a_new_version_that_fails_for_now_keeps_the_old_members(tmp_path: Path) 
 
 def test_where_each_member_can_be_opened(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "root"))
-    for path, name in (("x/a.tar", "./cat/1.jpg"), ("b.parquet", "17")):
+    for path, name in (("x/a.tar", "./cat/1.jpg"), ("b.parquet", "17"), ("c.zip", "cat/2.jpg")):
         container = Container([name], path=path)
         catalog = load_catalog(store, ENCODER)
         (span,) = spans_to_do(container.entries, standing_rows(container.entries, catalog), catalog).to_pylist()
         container.embed(store, span, 9, 9)
     catalog = load_catalog(store, ENCODER)
-    table = live_rows(catalog, np.arange(2), [Source(name="photos", url="/data")])
+    table = live_rows(catalog, np.arange(3), [Source(name="photos", url="/data")])
     assert dict(zip(table["key"].to_pylist(), table["uri"].to_pylist(), strict=True)) == {
         "photos/x/a.tar::cat/1.jpg": "tar://./cat/1.jpg::/data/x/a.tar",
         "photos/b.parquet::17": "/data/b.parquet#row=17",
+        "photos/c.zip::cat/2.jpg": "zip://cat/2.jpg::/data/c.zip",
     }
 
 
@@ -188,6 +193,9 @@ def test_where_each_member_can_be_opened(tmp_path: Path) -> None:
         ("/d/*.tar", (), "a.tar", True),
         ("/d/**/*.TAR.GZ", (), "x/a.tgz", True),
         ("/d/*.tar", (), "a.parquet", False),
+        ("/d/*.ZIP", (), "x/a.zip", True),
+        ("/d/*.tar.xz", (), "a.TAR.XZ", True),
+        ("/d/*.zip", (), "a.tar", False),
         ("/d/*.parquet", (), "a.parquet", True),
         ("/d/a.parquet", (), "a.parquet", True),
         ("/d/*.tar", (), "1.jpg", True),
@@ -289,11 +297,42 @@ def test_a_damaged_archive_gives_its_images_and_a_row_for_itself(
     assert (counts["reused"], counts["failed"], counts["failed_before"], counts["deleted"]) == (12, 0, 0, 0)
 
 
+def test_archives_by_other_names_give_all_their_images(
+    sif_batch: Callable[..., Finished], photos: Callable[[int], Path], tmp_path: Path
+) -> None:
+    folder, archives = photos(12), tmp_path / "archives"
+    archives.mkdir()
+    files = pack(folder, tmp_path / "all.tar")
+    tar = (tmp_path / "all.tar").read_bytes()
+    with tarfile.open(tmp_path / "more.tar", "w") as archive:
+        for file in files:
+            archive.add(file, f"more/{file.name}")
+    more = (tmp_path / "more.tar").read_bytes()
+    (archives / "gz.tar").write_bytes(gzip.compress(tar))
+    (archives / "plain.tar.gz").write_bytes(tar)
+    (archives / "twice.tar.xz").write_bytes(lzma.compress(tar) + lzma.compress(more))
+    shutil.make_archive(str(archives / "all"), "zip", folder)
+    globs = [f"{kind}={archives}/*{suffix}" for kind, suffix in (("t", ".tar"), ("g", ".tar.gz"), ("x", ".tar.xz"))]
+    counts = sif_batch("run", *globs, f"z={archives}/*.zip", tmp_path / "root", "--json").json
+    assert counts["embedded"] + counts["reused"] == 5 * 12 and counts["failed"] == 0
+    index = Index.open(tmp_path / "root")
+    for row in range(0, 60, 7):
+        uri = index.column("uri")[row].as_py()
+        assert index.search(image=read_uri(uri), k=1)[0].similarity > 0.9999
+    (zipped,) = [key for key in index.column("uri").to_pylist() if key.startswith("zip://")][:1]
+    assert sif_batch("explain", tmp_path / "root", zipped, "--json").json["state"] == "embedded"
+    assert sif_batch("run", tmp_path / "root", "--json").json["outcome"] == "unchanged"
+
+
 def test_a_directory_of_archives_says_how_to_take_them_in(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"")
     with pytest.raises(SifBatchError) as raised:
         list_sources(parse_sources([str(tmp_path)]))
     assert "--include '*.tar'" in raised.value.remedy
+    (tmp_path / "a.7z").write_bytes(b"")
+    with pytest.raises(SifBatchError, match=r"\.7z files are not read") as raised:
+        list_sources(parse_sources([f"{tmp_path}/*.7z"]))
+    assert ".zip" in raised.value.remedy
 
 
 def test_all_failures_are_tried_again_on_demand(

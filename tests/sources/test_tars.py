@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from synthetic import checked
 
 from sif_batch.failures import ImageError
+from sif_batch.sources.archives import read_archive
 from sif_batch.sources.containers import Piece
-from sif_batch.sources.tars import MAX_PIECE, fields_of, read_tar
+from sif_batch.sources.tars import MAX_PIECE, fields_of
 
 MAX = 2**20
 
@@ -32,11 +33,11 @@ def tar_bytes(members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT
     return sink.getvalue()
 
 
-def read(data: bytes, first: int = 0, max_bytes: int = MAX, gzipped: bool = False) -> tuple[list[Piece], str | None]:
+def read(data: bytes, first: int = 0, max_bytes: int = MAX) -> tuple[list[Piece], str | None]:
     """The pieces, and the kind of damage."""
     pieces = []
     try:
-        for piece in read_tar(io.BytesIO(data), first, is_image, max_bytes, gzipped):
+        for piece in read_archive(io.BytesIO(data), first, is_image, max_bytes):
             pieces.append(piece)
     except ImageError as error:
         return pieces, error.kind
@@ -61,14 +62,14 @@ def test_every_image_comes_once_in_order_and_any_piece_can_be_the_first(
     members = [(name, f"{i} {name}".encode() * 50) for i, name in enumerate(given)]
     data = tar_bytes(members, form)
     data = gzip.compress(data) if gzipped else data
-    pieces, damage = read(data, gzipped=gzipped)
+    pieces, damage = read(data)
     assert damage is None
     found = [(m.ordinal, m.name, m.data) for piece in pieces for m in piece.members]
     assert found == [(i, name, content) for i, (name, content) in enumerate(members) if is_image(name)]
     assert [piece.last for piece in pieces] == sorted({piece.last for piece in pieces})
     assert not given or pieces[-1].last == len(given) - 1
     for number, piece in enumerate(pieces):
-        assert read(data, piece.last + 1, gzipped=gzipped) == (pieces[number + 1 :], None)
+        assert read(data, piece.last + 1) == (pieces[number + 1 :], None)
 
 
 def test_members_of_one_key_share_its_fields() -> None:
@@ -168,9 +169,8 @@ def test_a_damaged_header_costs_its_own_image_alone(number: int, position: int) 
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar at all", b"x" * 5000, b"\x1f\x8b" + b"x" * 2000])
-@pytest.mark.parametrize("gzipped", [False, True])
-def test_what_is_no_archive_is_damage_alone(data: bytes, gzipped: bool) -> None:
-    found, damage = read(data, gzipped=gzipped)
+def test_what_is_no_archive_is_damage_alone(data: bytes) -> None:
+    found, damage = read(data)
     assert found == [] and damage in ("corrupt", "truncated")
 
 
@@ -178,12 +178,12 @@ def test_a_compressed_archive_that_is_cut_or_damaged() -> None:
     random = bytes((i * i * 31 + i // 7) % 251 for i in range(60_000))
     members = [(f"{i}.jpg", random[i * 5000 : (i + 1) * 5000]) for i in range(12)]
     packed = gzip.compress(tar_bytes(members))
-    found, damage = read(packed[: len(packed) // 2], gzipped=True)
+    found, damage = read(packed[: len(packed) // 2])
     good = {name: data for name, data in images(found).items() if isinstance(data, bytes)}
     assert damage == "truncated" and good.items() <= dict(members).items()
     broken = bytearray(packed)
     broken[len(broken) // 2] ^= 0xFF
-    _, damage = read(bytes(broken), gzipped=True)
+    _, damage = read(bytes(broken))
     assert damage is not None
 
 
