@@ -12,7 +12,7 @@ from sif_batch.encoders.installed import check_encoder, install_encoder
 from sif_batch.errors import SifBatchError
 from sif_batch.jobs.nightly.embed_stage import Embedded, embed_collection, ledger_of
 from sif_batch.jobs.nightly.index_stage import Indexed, index_collection
-from sif_batch.jobs.nightly.prepare import decide_record, list_collection, newest_listing, settle_encoder
+from sif_batch.jobs.nightly.prepare import decide_record, list_collection, newest_listing, read_own, settle_encoder
 from sif_batch.jobs.nightly.speed import bottleneck, embedding_figures
 from sif_batch.jobs.progress import Reporter, timed
 from sif_batch.jobs.reports.night import try_report
@@ -59,7 +59,7 @@ def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HAL
             remedy="give the engine's own limits of memory",
         )
     store = Store(settings.root)
-    old = read_record(store)
+    old = read_own(store, settings)
     store.check_writable()
     with ExitStack() as held:
         if old is not None:
