@@ -9,7 +9,7 @@ from sif_batch.encoders.installed import model_bytes
 from sif_batch.errors import SifBatchError
 from sif_batch.jobs.nightly.capacity import find_problems, fit_task, free_disk, make_task, read_past
 from sif_batch.jobs.nightly.forecast import foresee
-from sif_batch.jobs.nightly.prepare import decide_record, list_collection, settle_encoder
+from sif_batch.jobs.nightly.prepare import decide_record, list_collection, read_own, settle_encoder
 from sif_batch.jobs.nightly.timed_sample import count_images, time_sample
 from sif_batch.jobs.progress import Reporter
 from sif_batch.jobs.settings import RunSettings
@@ -23,7 +23,6 @@ from sif_batch.machine.memory import available_bytes
 from sif_batch.pipelines.engines import check_options, in_this_process
 from sif_batch.release.metadata import read_metadata
 from sif_batch.sources.files import expand_exclusions
-from sif_batch.storage.root import read_record
 from sif_batch.storage.store import Store
 
 
@@ -35,7 +34,7 @@ def preflight(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
             "--dry-run foretells runs on this machine, not on a cluster", remedy="leave Beam's options out"
         )
     store, began = Store(settings.root), time.perf_counter()
-    old = read_record(store)
+    old = read_own(store, settings)
     recorded, chosen = decide_record(store, old, settings, reporter.say)
     record = recorded.model_copy(update={"sources": expand_exclusions(recorded.sources)})
     if record.metadata:

@@ -8,8 +8,20 @@ from sif_batch.jobs.settings import RunSettings
 from sif_batch.machine.devices import choose_devices
 from sif_batch.model_export.choose import Chosen, Say, choose_encoder
 from sif_batch.pipelines.engines import in_this_process
-from sif_batch.sources.listing import Listing, check_apart, list_sources, listing_names, parse_sources, place_of
+from sif_batch.sources.apart import check_apart
+from sif_batch.sources.listing import Listing, list_sources, listing_names, parse_sources, place_of
+from sif_batch.storage.root import check_new, read_record
 from sif_batch.storage.store import Store
+
+
+def read_own(store: Store, settings: RunSettings) -> RootRecord | None:
+    """root.json, None where a ROOT is to be made. Refuses a folder that holds what no run wrote."""
+    record = read_record(store)
+    if record is None and settings.sources:
+        first, *others = settings.sources
+        swapped = " ".join([*others, store.url, first])
+        check_new(store, f"give ROOT last, a new or empty folder; the other way round? sif-batch run {swapped}")
+    return record
 
 
 def decide_record(
@@ -43,7 +55,7 @@ def list_collection(record: RootRecord, reporter: Reporter) -> Listing:
     """List all sources whole. Raises SifBatchError if one cannot be, or is empty."""
     for source in record.sources:
         reporter.say(f"listing {source.url}")
-    return list_sources(record.sources, lambda found: reporter.say(f"listing: {found} found"))
+    return list_sources(record.sources, lambda found: reporter.say(f"listing: {found} found"), reporter.say)
 
 
 def settle_encoder(

@@ -13,7 +13,7 @@ from sif_batch.errors import SifBatchError
 from sif_batch.jobs.nightly.early_end import end_recorded
 from sif_batch.jobs.nightly.embed_stage import Embedded, embed_collection, ledger_of
 from sif_batch.jobs.nightly.index_stage import Indexed, index_collection
-from sif_batch.jobs.nightly.prepare import decide_record, list_collection, newest_listing, settle_encoder
+from sif_batch.jobs.nightly.prepare import decide_record, list_collection, newest_listing, read_own, settle_encoder
 from sif_batch.jobs.nightly.speed import bottleneck, embedding_figures
 from sif_batch.jobs.progress import Reporter, timed
 from sif_batch.jobs.reports.night import try_report
@@ -60,7 +60,7 @@ def run(settings: RunSettings, reporter: Reporter, halves: tuple[str, ...] = HAL
             remedy="give the engine's own limits of memory",
         )
     store = Store(settings.root)
-    old = read_record(store)
+    old = read_own(store, settings)
     with ExitStack() as held:
         run_id = held.enter_context(end_recorded(store, settings))
         store.check_writable()

@@ -5,7 +5,8 @@ from typing import Any
 
 from sif_batch.config import RootRecord
 from sif_batch.errors import SifBatchError
-from sif_batch.sources.listing import check_apart, parse_sources
+from sif_batch.sources.apart import check_apart
+from sif_batch.sources.listing import parse_sources
 from sif_batch.storage.lease import holding
 from sif_batch.storage.root import open_root, read_record
 from sif_batch.storage.store import Store

@@ -15,6 +15,7 @@ import re
 import stat as modes
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from sif_batch.images.formats import registered_extensions
 from sif_batch.sources.containers import are_containers, container_kind
 from sif_batch.sources.names import text_of
 from sif_batch.storage.bucket_filesystem import Objects
+from sif_batch.storage.root import RECORD, is_root
 from sif_batch.storage.urls import is_local, open_filesystem
 
 WILDCARD = re.compile(r"[*?\[]")
@@ -50,11 +52,18 @@ def base_of(url: str) -> str:
     return url[: match.start()].rpartition("/")[0] or "/"
 
 
-def find_files(source: Source, on_progress: Callable[[int], None] = lambda found: None) -> tuple[pa.Table, int]:
-    """All entries of the source, FOUND_SCHEMA in no order; and how many files were ignored."""
+def find_files(
+    source: Source,
+    on_progress: Callable[[int], None] = lambda found: None,
+    on_root: Callable[[str], None] = lambda folder: None,
+) -> tuple[pa.Table, int]:
+    """All entries of the source, FOUND_SCHEMA in no order; and how many files were ignored.
+
+    on_root: takes each folder that may be a ROOT. Local ones are, and are not walked. Raises SifBatchError.
+    """
     tables, taken, ignored, told = [FOUND_SCHEMA.empty_table()], 0, 0, 0
     try:
-        for found in _batches(_walk(source)):
+        for found in _batches(_walk(source, on_root)):
             table = take_entries(source, found)
             tables.append(table)
             taken, ignored = taken + len(table), ignored + len(found[0]) - len(table)
@@ -110,26 +119,23 @@ def uri_prefix(source: Source) -> str:
     return f"{base if is_local(fs) else fs.unstrip_protocol(base)}/"
 
 
-def _walk(source: Source) -> Iterator[Found]:
+def _walk(source: Source, on_root: Callable[[str], None]) -> Iterator[Found]:
     base = base_of(source.url)
     fs, path = open_filesystem(base)
     wanted = re.compile(glob_translate(source.url)).match if base != source.url else None
-    found = _walk_local(path) if is_local(fs) else _walk_remote(fs, path)
+    found = _walk_local(fs, path, on_root) if is_local(fs) else _walk_remote(fs, path, on_root)
     for inner, size, version in found:
         if wanted is None or wanted(f"{base.rstrip('/')}/{inner}"):
             yield inner, size, version
 
 
-def _walk_local(base: str) -> Iterator[Found]:
-    """Every file below `base`, hidden ones too; links are followed, unless they lead to an ancestor."""
+def _walk_local(fs: Any, base: str, on_root: Callable[[str], None]) -> Iterator[Found]:
+    """Every file below `base`, hidden ones too; links are followed, unless they lead to an ancestor or a ROOT."""
     if os.path.isfile(base):
         stat = os.stat(base)
         yield os.path.basename(base), stat.st_size, local_version(stat)
         return
-    top = os.stat(base)
-    pending: list[tuple[Iterator[Placed], tuple[tuple[int, int], ...]]] = [
-        (_read_folder(base, ""), ((top.st_dev, top.st_ino),))
-    ]
+    pending: list[tuple[Iterator[Placed], tuple[tuple[int, int], ...]]] = [(_read_folder(base, ""), _folders_to(base))]
     while pending:
         found, ancestors = pending[-1]
         for _, inner, info in found:
@@ -138,10 +144,20 @@ def _walk_local(base: str) -> Iterator[Found]:
             elif modes.S_ISREG(info.st_mode):
                 yield inner, info.st_size, local_version(info)
             elif (identity := (info.st_dev, info.st_ino)) not in ancestors:
+                if is_root(fs, f"{base}/{inner}"):
+                    on_root(text_of(inner))
+                    continue
                 pending.append((_read_folder(base, inner), (*ancestors, identity)))
                 break
         else:
             pending.pop()
+
+
+def _folders_to(base: str) -> tuple[tuple[int, int], ...]:
+    """Which folders (device, inode) lead to this one, itself among them."""
+    path = Path(os.path.realpath(base))
+    stats = [os.stat(folder) for folder in (path, *path.parents)]
+    return tuple((stat.st_dev, stat.st_ino) for stat in stats)
 
 
 def _read_folder(base: str, folder: str) -> Iterator[Placed]:
@@ -164,7 +180,7 @@ def _read_folder(base: str, folder: str) -> Iterator[Placed]:
             yield from sorted(found, key=operator.itemgetter(0))
 
 
-def _walk_remote(fs: Any, base: str) -> Iterator[Found]:
+def _walk_remote(fs: Any, base: str, on_root: Callable[[str], None]) -> Iterator[Found]:
     fs.invalidate_cache()
     if not fs.exists(base):
         raise FileNotFoundError(2, "it does not exist", base)
@@ -175,6 +191,8 @@ def _walk_remote(fs: Any, base: str) -> Iterator[Found]:
     found = fs.walk_objects(base) if isinstance(fs, Objects) else fs.find(base, detail=True).items()
     prefix = base.rstrip("/") + "/"
     for path, info in found:
+        if path.endswith(f"/{RECORD}"):
+            on_root(path.removeprefix(prefix).removesuffix(RECORD).rstrip("/"))
         if not path.endswith("/"):  # zero-byte objects that stand for folders
             yield path.removeprefix(prefix), info["size"] or 0, remote_version(info)
 

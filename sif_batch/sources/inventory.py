@@ -17,6 +17,7 @@ from fsspec.utils import glob_translate
 from sif_batch.config import Source
 from sif_batch.errors import SifBatchError
 from sif_batch.sources.files import FOUND_SCHEMA, WILDCARD, are_entries, base_of, entry_rule
+from sif_batch.storage.root import RECORD
 from sif_batch.storage.urls import open_filesystem
 
 # What the columns are called, in any case: by S3 Inventory, by GCS inventory reports, and plainly.
@@ -47,10 +48,15 @@ class File:
         return self.name.lower().endswith(".parquet")
 
 
-def read_inventory(source: Source, on_progress: Callable[[int], None] = lambda found: None) -> tuple[pa.Table, int]:
+def read_inventory(
+    source: Source,
+    on_progress: Callable[[int], None] = lambda found: None,
+    on_root: Callable[[str], None] = lambda folder: None,
+) -> tuple[pa.Table, int]:
     """The entries that the source's inventory lists, FOUND_SCHEMA; and how many others it lists.
 
-    A key is a path inside the source, or one that begins with the source's own (as in a bucket). Raises SifBatchError.
+    A key is a path inside the source, or one that begins with the source's own (as in a bucket). on_root: takes each
+    folder that may be a ROOT. Raises SifBatchError.
     """
     assert source.inventory is not None  # who calls looks
     base = f"{base_of(source.url).rstrip('/')}/"
@@ -66,6 +72,8 @@ def read_inventory(source: Source, on_progress: Callable[[int], None] = lambda f
             if inside:
                 found = found.filter(pc.starts_with(found["path"], start))
                 found = found.set_column(0, "path", pc.utf8_slice_codeunits(found["path"], len(start)))
+            for name in found["path"].filter(pc.ends_with(found["path"], f"/{RECORD}")).to_pylist():
+                on_root(name.removesuffix(f"/{RECORD}"))
             tables.append(found.filter(_rule(source, found["path"])))
             taken, ignored = taken + len(tables[-1]), ignored + listed - len(tables[-1])
             on_progress(taken)

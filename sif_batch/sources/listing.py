@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from sif_batch.config import Source
 from sif_batch.digests import canonical_json, sha256_of
 from sif_batch.errors import SifBatchError
+from sif_batch.sources.apart import leave_roots_out
 from sif_batch.sources.containers import SUFFIXES, UNREAD, container_versions
 from sif_batch.sources.files import base_of, find_files
 from sif_batch.sources.inventory import read_inventory
@@ -133,12 +134,19 @@ def parse_sources(texts: Sequence[str], **options: Any) -> tuple[Source, ...]:
     return tuple(sources.values())
 
 
-def list_sources(sources: Sequence[Source], on_progress: Callable[[int], None] = lambda found: None) -> Listing:
-    """List every source whole. A source that cannot be listed, or that is empty, stops here."""
+def list_sources(
+    sources: Sequence[Source],
+    on_progress: Callable[[int], None] = lambda found: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Listing:
+    """List every source whole. A source that cannot be listed, or that is empty, stops here; ROOTs are left out."""
     tables, ignored = [LISTING_SCHEMA.empty_table()], {}
     for source in sorted(sources, key=lambda source: source.name):
         find = read_inventory if source.inventory else find_files
-        found, left_out = find(source, on_progress)
+        folders: list[str] = []
+        found, left_out = find(source, on_progress, folders.append)
+        found, in_roots = leave_roots_out(source, found, folders, say)
+        left_out += in_roots
         if not len(found):
             raise _nothing_in(source, left_out)
         found = in_order(found)
@@ -190,18 +198,3 @@ def are_rising(paths: pa.Array | pa.ChunkedArray) -> bool:
 def place_of(place: str) -> str | None:
     """A path as it is recorded, absolute; a URL as it is; None for `none`."""
     return None if place == "none" else place if "://" in place else os.path.abspath(place)
-
-
-def check_apart(store: Store, sources: Sequence[Source]) -> None:
-    """Refuse a ROOT that lies inside a source: each night would index the last one's files."""
-    for source in sources:
-        fs, base = open_filesystem(base_of(source.url))
-        if is_local(fs) != store.local:
-            continue
-        root = store.base
-        if store.local:
-            base, root = os.path.realpath(base), os.path.realpath(root)
-        if f"{root}/".startswith(f"{base.rstrip('/')}/"):
-            raise SifBatchError(
-                f"ROOT {store.url} lies inside the source {source.url}", remedy="give a ROOT outside every source"
-            )

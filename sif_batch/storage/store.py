@@ -53,8 +53,9 @@ class Store:
                         with contextlib.suppress(FileNotFoundError):
                             sizes[entry.name] = entry.stat().st_size
             else:
-                infos = self.fs.ls(self.path(folder), detail=True, refresh=True)
-                sizes = {i["name"].rstrip("/").rsplit("/", 1)[-1]: i["size"] or 0 for i in infos}
+                own = self.path(folder)  # a marker that a console made for the folder itself
+                infos = self.fs.ls(own, detail=True, refresh=True)
+                sizes = {i["name"].rstrip("/").rsplit("/", 1)[-1]: i["size"] or 0 for i in infos if i["name"] != own}
         except FileNotFoundError:
             return {}
         return {name: sizes[name] for name in sorted(sizes) if not name.startswith(TEMPORARY)}

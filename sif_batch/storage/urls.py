@@ -52,5 +52,11 @@ def check_text(url: str) -> None:
         raise SifBatchError(f"{shown}: its name is not UTF-8", remedy="rename it, or make a link to it") from error
 
 
+def same_place(url: str, other: str) -> bool:
+    """Whether two URLs are of one kind of store, whatever it is called: s3 and s3a are one."""
+    schemes = [found.partition("://")[0] for found in (url, other)]
+    return len({OPTIONS.get(scheme, scheme) for scheme in schemes}) == 1
+
+
 def is_local(fs: Any) -> bool:
     return isinstance(fs, LocalFileSystem)
