@@ -1,9 +1,7 @@
 """Parquet files with a column of encoded images; a member is a row, named by its number."""
 
-import json
-import math
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +10,7 @@ from sif_batch.config import Source
 from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.sources.containers import Member, Piece, Pieces, are_containers
+from sif_batch.sources.fields import json_values
 from sif_batch.sources.files import open_source
 from sif_batch.sources.names import local_of
 from sif_batch.storage.urls import is_local
@@ -30,7 +29,7 @@ def read_table(file: BinaryIO, first: int, column: str | None, keep: Sequence[st
         image, others = choose_columns(parquet.schema_arrow, column, keep)
     except SifBatchError as error:
         raise ImageError("unsupported", str(error)) from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
         raise ImageError("corrupt", f"no Parquet file that can be read: {error}"[:500]) from error
     start, damage = 0, None
     for group in range(parquet.num_row_groups):
@@ -68,6 +67,8 @@ def choose_columns(schema: pa.Schema, column: str | None, keep: Sequence[str]) -
     others = [name for name in schema.names if name != image] if "*" in keep else list(keep)
     if unknown := [name for name in others if name not in schema.names]:
         raise SifBatchError(f"no column {unknown[0]!r}", remedy=f"--keep takes of: {', '.join(schema.names)}")
+    if twice := [name for name in (image, *others) if schema.names.count(name) > 1]:
+        raise SifBatchError(f"two columns are named {twice[0]!r}", remedy="give each column a name of its own")
     return image, others
 
 
@@ -78,8 +79,9 @@ def _holds_bytes(type_: pa.DataType) -> bool:
 
 
 def _pieces(batch: pa.RecordBatch, number: int, first: int, image: str, max_bytes: int) -> Pieces:
-    others = batch.drop_columns([image]).to_pylist() if batch.num_columns > 1 else [{}] * len(batch)
-    for ordinal, value, fields in zip(range(number, number + len(batch)), batch[image], others, strict=True):
+    others = {name: json_values(batch[name]) for name in batch.schema.names if name != image}
+    for place, value in enumerate(batch[image]):
+        ordinal = number + place
         if ordinal < first:
             continue
         data = value.as_py()
@@ -89,20 +91,8 @@ def _pieces(batch: pa.RecordBatch, number: int, first: int, image: str, max_byte
             data = ImageError("not_an_image", "the row has no bytes")
         elif len(data) > max_bytes:
             data = ImageError("too_large", f"{len(data)} bytes; the limit is {max_bytes}")
-        fields = {name: _plain(value) for name, value in fields.items()}
+        fields = {name: values[place] for name, values in others.items()}
         yield Piece(ordinal, [Member(ordinal, str(ordinal), data, fields)])
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it; what JSON has no word for as text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    try:
-        return json.loads(json.dumps(value, default=str, allow_nan=False))
-    except ValueError:
-        return str(value)
 
 
 def check_table(source: Source, paths: pa.ChunkedArray) -> None:
@@ -115,7 +105,7 @@ def check_table(source: Source, paths: pa.ChunkedArray) -> None:
     try:
         with fs.open(local_of(f"{base}/{first}") if is_local(fs) else f"{base}/{first}", "rb") as file:
             schema = pq.ParquetFile(file).schema_arrow
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return  # its row will say so
     try:
         choose_columns(schema, source.image_column, source.keep)
