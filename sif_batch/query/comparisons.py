@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from sif_batch.errors import SifBatchError
 
-NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,6})?\s*", re.ASCII)
 TIME = re.compile(r"\d\d:\d\d(:\d\d(\.\d{1,9})?)?", re.ASCII)
 ZONE = re.compile(r"(Z|[+-]\d\d(:?\d\d)?)$")
 DAY_NS = 86_400 * 10**9
 UNIT_NS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
+MOST_CHARACTERS = 150  # of a number: what is exact below keeps 200 digits
 EXACT = decimal.Context(prec=200, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
 COMPARE: dict[str, Callable[[pc.Expression, pa.Scalar], pc.Expression]] = {
     "=": lambda field, value: field == value,
@@ -119,11 +120,8 @@ def _in_steps(name: str, type_: pa.DataType, literal: Literal) -> Decimal:
 
 
 def _number(name: str, type_: pa.DataType, literal: Literal) -> Decimal:
-    try:
-        if literal.kind != "logical" and NUMBER.fullmatch(literal.text):
-            return EXACT.create_decimal(literal.text.strip()) if len(literal.text) <= 100 else Decimal(literal.text)
-    except decimal.InvalidOperation:
-        pass  # an exponent that no number has
+    if literal.kind != "logical" and len(literal.text) <= MOST_CHARACTERS and NUMBER.fullmatch(literal.text):
+        return Decimal(literal.text.strip())
     raise _wrong(name, type_, literal, "compare it with a number")
 
 
