@@ -7,7 +7,7 @@ from typing import Any
 from sif_batch.config import Frozen
 from sif_batch.errors import SifBatchError
 from sif_batch.evaluation.judgements import keep_judgements
-from sif_batch.query.hits import Hit
+from sif_batch.query.hits import Hit, json_value
 from sif_batch.query.index import Index
 from sif_batch.query.usage_log import UsageLog
 
@@ -102,5 +102,9 @@ def _note(log: UsageLog, index: Index, asking: Asking, answer: Answer, seconds: 
 
 
 def answers_json(release: str, answers: list[Answer]) -> dict[str, Any]:
-    queries = [{"query": answer.query, "hits": [asdict(hit) for hit in answer.hits]} for answer in answers]
+    queries = [{"query": answer.query, "hits": [_hit_json(hit) for hit in answer.hits]} for answer in answers]
     return {"release": release, "queries": queries}
+
+
+def _hit_json(hit: Hit) -> dict[str, Any]:
+    return asdict(hit) | {"columns": {name: json_value(value) for name, value in hit.columns.items()}}

@@ -135,7 +135,7 @@ def where_between(column: str, low: float, high: float) -> str:
 
 def name_of(column: str) -> str:
     """A column's name as a condition takes it."""
-    return column if column.isidentifier() and column.lower() not in KEYWORDS else f"`{column}`"
+    return column if column.isidentifier() and column.lower() not in KEYWORDS else "`" + column.replace("`", "``") + "`"
 
 
 def digest_of(data: bytes) -> str:

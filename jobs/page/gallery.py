@@ -22,6 +22,7 @@ from sif_batch.storage.store import Store
 
 LOOK_EVERY_S = 2.0  # whether another release was published
 PAGES = ("map.html", "report.html")  # of a run
+MOST_SLID = 2**53  # a browser has no greater numbers
 MOST_CHOICES = 500  # values of a column to choose from
 
 
@@ -146,8 +147,12 @@ def find_facts(index: Index, place: str) -> Facts:
 def find_choices(index: Index, column: str) -> Choices:
     values = index.column(column)
     if pt.is_integer(values.type) or pt.is_floating(values.type):
-        found = pc.min_max(values)
-        return Choices(low=found["min"].as_py() or 0, high=found["max"].as_py() or 0)
+        found = pc.min_max(values.filter(pc.is_finite(values)))
+        low, high = found["min"].as_py() or 0, found["max"].as_py() or 0
+        if max(-low, high) < MOST_SLID:
+            return Choices(low=low, high=high)
+    if pt.is_large_binary(values.type):
+        return Choices()
     counts = pc.value_counts(values.cast("string"))
     order = pc.sort_indices(counts, sort_keys=[("counts", "descending"), ("values", "ascending")])[:MOST_CHOICES]
     return Choices(tuple(value for value in counts.field("values").take(order).to_pylist() if value is not None))

@@ -14,6 +14,7 @@ from sif_batch.failures import PERMANENT, TRANSIENT, ImageError
 from sif_batch.images.thumbnails import png_bytes
 from sif_batch.jobs.page.answers import Card
 from sif_batch.jobs.page.gallery import Facts
+from sif_batch.query.hits import python_values, shown_value
 from sif_batch.query.image_table import PLAIN
 from sif_batch.query.index import Index
 
@@ -54,7 +55,7 @@ def about_card(card: Card) -> dict[str, Any]:
 def describe_key(index: Index, key: str, copies: int) -> tuple[str, list[str]]:
     """A title and lines about an image of the release."""
     row = index.row_of(key)
-    columns = {name: index.column(name)[row].as_py() for name in index.columns if name not in PLAIN}
+    columns = {name: python_values(index.column(name).slice(row, 1))[0] for name in index.columns if name not in PLAIN}
     lines = [key, f"{columns['width']} × {columns['height']} pixels"]
     if copies:
         lines.append(f"{copies} exact {'copies' if copies > 1 else 'copy'} beside it")
@@ -62,7 +63,7 @@ def describe_key(index: Index, key: str, copies: int) -> tuple[str, list[str]]:
 
 
 def column_lines(columns: dict[str, Any]) -> list[str]:
-    return [f"{name}: {value}" for name, value in columns.items() if name not in OWN and value is not None]
+    return [f"{name}: {shown_value(value)}" for name, value in columns.items() if name not in OWN and value is not None]
 
 
 def readable_error(error: BaseException, name: str = "") -> str:

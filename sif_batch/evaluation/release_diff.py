@@ -66,16 +66,17 @@ def _relabelled(old: Index, new: Index, rows: pa.Table) -> list[str]:
     differ = np.zeros(len(rows), bool)
     for name in names:
         values = [
-            index.column(name).take(rows[at]) if name in index.columns else pa.nulls(len(rows))
+            index.column(name).take(rows[at]) if name in index.columns else pa.chunked_array([pa.nulls(len(rows))])
             for index, at in ((old, "row"), (new, "row_new"))
         ]
-        texts = [pc.fill_null(value.cast(pa.large_string()), "\0null") for value in values]
-        differ |= (
-            pc.not_equal(*texts).to_numpy(zero_copy_only=False)
-            if isinstance(texts[0], pa.Array)
-            else (pc.not_equal(*texts).to_numpy())
-        )
+        differ |= pc.not_equal(*(_spelled(value) for value in values)).to_numpy()
     return rows["key"].filter(pa.array(differ)).to_pylist()  # type: ignore[no-any-return]
+
+
+def _spelled(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values of any type, and missing ones, as bytes that can be compared."""
+    text = values if pa.types.is_large_binary(values.type) else values.cast(pa.large_string())
+    return pc.fill_null(text.cast(pa.large_binary()), b"\0null")
 
 
 def _settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from sif_batch.errors import SifBatchError
 from sif_batch.evaluation.judgements import read_judgements
+from sif_batch.query.hits import python_values, shown_value
 from sif_batch.query.index import Index
 
 EXAMPLES = 5
@@ -83,9 +84,9 @@ def read_relevance(index: Index, labels: str) -> Relevance:
     elif labels not in index.columns and (labels.endswith(".parquet") or "://" in labels or os.path.isdir(labels)):
         found = _judged(index, labels)
     else:
-        values = index.column(labels).to_pylist()
+        values = [None if value is None else shown_value(value) for value in python_values(index.column(labels))]
         if labels == "folder":
-            values = [value.rpartition("/")[2] for value in values]
+            values = [value and value.rpartition("/")[2] for value in values]
         found = by_labels(values)
     if found.partners is None and len(found.names) < 2:
         what = f"all labelled images have the same label, {found.names[0]!r}" if found.names else "no image has a label"

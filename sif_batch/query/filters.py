@@ -6,33 +6,23 @@ As in SQL: a comparison with a missing value is neither true nor false. Nothing 
 """
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from sif_batch.errors import SifBatchError
+from sif_batch.query.comparisons import Literal, among, compare, is_text
 
 SYNTAX = "write it as \"folder = 'cats' and width >= 600\", with = != < <= > >= in like is, and or not ( )"
 MOST_CHARACTERS, DEEPEST = 10_000, 50
 TOKEN = re.compile(
-    r"""\s*(?:(?P<text>'(?:[^']|'')*')|`(?P<quoted>[^`]+)`|(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))
+    r"""\s*(?:(?P<text>'(?:[^']|'')*')|`(?P<quoted>(?:[^`]|``)+)`|(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))
     |(?P<word>[^\W\d][\w.:-]*)|(?P<sign><=|>=|!=|<>|==|[=<>(),]))""",
     re.VERBOSE,
 )
 KEYWORDS = {"and", "or", "not", "in", "like", "is", "null", "true", "false"}
-COMPARE: dict[str, Callable[[pc.Expression, pa.Scalar], pc.Expression]] = {
-    "=": lambda field, value: field == value,
-    "==": lambda field, value: field == value,
-    "!=": lambda field, value: field != value,
-    "<>": lambda field, value: field != value,
-    "<": lambda field, value: field < value,
-    "<=": lambda field, value: field <= value,
-    ">": lambda field, value: field > value,
-    ">=": lambda field, value: field >= value,
-}
+SIGNS = ("=", "==", "!=", "<>", "<", "<=", ">", ">=")
 
 
 def parse_filter(text: str, schema: pa.Schema) -> pc.Expression:
@@ -137,13 +127,13 @@ class _Parser:
             return field.is_valid() if negated else field.is_null()
         negated = self.takes("not")
         if self.takes("in"):
-            found = self.among(name, field, type_)
+            found = self.among(name, type_)
         elif self.takes("like"):
             found = pc.match_like(field, self.pattern(name, type_))
-        elif self.kind == "sign" and self.value in COMPARE and not negated:
-            compare = COMPARE[self.value]
+        elif self.kind == "sign" and self.value in SIGNS and not negated:
+            sign = self.value
             self.advance()
-            found = compare(field, self.literal(name, type_))
+            found = compare(name, type_, sign, self.literal())
         else:
             raise self.wrong("in or like" if negated else "= != < <= > >= in like is")
         return ~found if negated else found
@@ -151,7 +141,7 @@ class _Parser:
     def column(self) -> str:
         if self.kind not in ("word", "quoted"):
             raise self.wrong("a column")
-        name = self.value
+        name = self.value.replace("``", "`")
         if name not in names_of(self.schema):
             raise SifBatchError(
                 f"the release has no column {name!r} to filter by", remedy=f"it has: {', '.join(names_of(self.schema))}"
@@ -159,40 +149,29 @@ class _Parser:
         self.advance()
         return name
 
-    def among(self, name: str, field: pc.Expression, type_: pa.DataType) -> pc.Expression:
+    def among(self, name: str, type_: pa.DataType) -> pc.Expression:
         self.needs("(")
-        values = [self.literal(name, type_)]
+        values = [self.literal()]
         while self.takes(","):
-            values.append(self.literal(name, type_))
+            values.append(self.literal())
         self.needs(")")
-        common = pa.array([value.as_py() for value in values], None if _is_number(type_) else type_)
-        return pc.if_else(field.is_valid(), field.isin(common), pa.scalar(None, pa.bool_()))
+        return among(name, type_, values)
 
     def pattern(self, name: str, type_: pa.DataType) -> str:
-        if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
+        if not is_text(type_):
             raise SifBatchError(f"{name} is {type_}: like goes with text alone", remedy="compare it with < = >")
         if self.kind != "text":
             raise self.wrong("a pattern such as 'sea%'")
-        return str(self.literal(name, type_).as_py())
+        return self.literal().text.replace("\\", "\\\\")  # in SQL it escapes nothing, in Arrow it does
 
-    def literal(self, name: str, type_: pa.DataType) -> pa.Scalar:
-        """A value as the column's type has it; numbers as they are, so that 2.5 goes with whole ones."""
-        value: Any
+    def literal(self) -> Literal:
         if self.kind == "text":
-            value = self.value[1:-1].replace("''", "'")
+            found = Literal("text", self.value[1:-1].replace("''", "'"))
         elif self.kind == "number":
-            value = float(self.value) if re.search(r"[.eE]", self.value) else int(self.value)
+            found = Literal("number", self.value)
         elif self.kind == "keyword" and self.value in ("true", "false"):
-            value = self.value == "true"
+            found = Literal("logical", self.value)
         else:
             raise self.wrong("a value ('text' in quotes, a number, true or false)")
         self.advance()
-        try:
-            scalar = pa.scalar(value)
-            return scalar if _is_number(type_) and _is_number(scalar.type) else scalar.cast(type_)
-        except (pa.ArrowException, OverflowError) as error:
-            raise SifBatchError(f"{name} is {type_}, which {value!r} is not", remedy=SYNTAX) from error
-
-
-def _is_number(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))
+        return found

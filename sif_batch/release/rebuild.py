@@ -9,10 +9,9 @@ from sif_batch.digests import canonical_json, digest
 from sif_batch.index.quantizer import QuantizerRecord, load_quantizer, read_record
 from sif_batch.index.train_quantizer import encode_queries
 from sif_batch.ledger.catalog import Catalog
+from sif_batch.release.columns import OWN_COLUMNS, field_name, fields_of
 from sif_batch.release.manifest import damaged, decided_of, inputs_digest
 from sif_batch.storage.store import Store
-
-OWN_COLUMNS = ("key", "hash", "uri", "sha256", "source", "folder", "width", "height")
 
 
 def read_images(store: Store, release: str) -> pa.Table:
@@ -62,11 +61,7 @@ def _rows_of(images: pa.Table, catalog: Catalog) -> pa.Table:
 def _fields_of(images: pa.Table) -> pa.Array:
     """The columns that a release has of its own, as fields of its rows."""
     own = [name for name in images.column_names if name not in OWN_COLUMNS]
-    # A field that has the name of one of these stands under another, see write_images.
-    named = {name: name[:-1] if name[:-1] in OWN_COLUMNS and name.endswith("_") else name for name in own}
-    rows = images.select(own).to_pylist() if own else [{}] * len(images)
-    fields = [{named[name]: value for name, value in row.items() if value is not None} for row in rows]
-    return pa.array([canonical_json(row).decode() if row else None for row in fields], pa.large_string())
+    return fields_of(images.select(own).rename_columns([field_name(name) for name in own]))
 
 
 def without_queries(store: Store, name: str, gone: np.ndarray) -> QuantizerRecord:

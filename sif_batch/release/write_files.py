@@ -14,7 +14,7 @@ from sif_batch.index.quantizer import ARRAYS, Quantizer, array_bytes
 from sif_batch.index.rerank_rows import row_type
 from sif_batch.machine.arithmetic import import_faiss
 from sif_batch.machine.read_ahead import ahead
-from sif_batch.release.columns import column_types, make_columns
+from sif_batch.release.columns import column_name, column_types, make_columns
 from sif_batch.release.external_sort import Buckets, check_scratch
 from sif_batch.storage.store import Store
 
@@ -91,7 +91,7 @@ def write_images(live: pa.Table, path: Path) -> None:
         }
     )
     types = column_types(live["fields"])
-    named = [pa.field(f"{name}_" if name in table.column_names else name, type_) for name, type_ in types.items()]
+    named = [pa.field(column_name(name), type_) for name, type_ in types.items()]
     schema = pa.schema([*table.schema, *named])
     with pa.ipc.new_file(str(path), schema) as writer:
         for start in range(0, max(1, len(table)), TABLE_ROWS):

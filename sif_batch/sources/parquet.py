@@ -1,7 +1,5 @@
 """Parquet files with a column of encoded images; a member is a row, named by its number."""
 
-import json
-import math
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
@@ -13,6 +11,7 @@ from sif_batch.errors import SifBatchError
 from sif_batch.failures import ImageError
 from sif_batch.images.decode import MAX_BYTES
 from sif_batch.sources.containers import Member, Piece, Pieces, are_containers
+from sif_batch.sources.fields import json_values
 from sif_batch.sources.files import open_source
 from sif_batch.sources.names import local_of
 from sif_batch.sources.parquet_pages import rows_within
@@ -32,7 +31,7 @@ def read_table(file: BinaryIO, first: int, column: str | None, keep: Sequence[st
         image, others = choose_columns(parquet.schema_arrow, column, keep)
     except SifBatchError as error:
         raise ImageError("unsupported", str(error)) from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
         raise ImageError("corrupt", f"no Parquet file that can be read: {error}"[:500]) from error
     start, damage, limit = 0, None, max(MAX_BYTES, max_bytes)
     for group in range(parquet.num_row_groups):
@@ -79,6 +78,8 @@ def choose_columns(schema: pa.Schema, column: str | None, keep: Sequence[str]) -
     others = [name for name in schema.names if name != image] if "*" in keep else list(keep)
     if unknown := [name for name in others if name not in schema.names]:
         raise SifBatchError(f"no column {unknown[0]!r}", remedy=f"--keep takes of: {', '.join(schema.names)}")
+    if twice := [name for name in (image, *others) if schema.names.count(name) > 1]:
+        raise SifBatchError(f"two columns are named {twice[0]!r}", remedy="give each column a name of its own")
     return image, others
 
 
@@ -108,7 +109,7 @@ def _member(batch: pa.RecordBatch, number: int, image: str, max_bytes: int) -> M
         data = ImageError("too_large", f"{others.nbytes} bytes in the columns to keep; the limit is {MAX_FIELD_BYTES}")
     elif others.num_columns:
         try:
-            fields = {name: _plain(value) for name, value in others.to_pylist()[0].items()}
+            fields = {name: json_values(others[name])[0] for name in others.schema.names}
         except (ValueError, OverflowError) as error:  # no UTF-8, a date that Python has not
             data = ImageError("corrupt", f"its columns cannot be read: {error}"[:500])
     return Member(number, str(number), data, fields)
@@ -117,18 +118,6 @@ def _member(batch: pa.RecordBatch, number: int, image: str, max_bytes: int) -> M
 def _plain_column(column: pa.Array) -> pa.Array:
     """Without the dictionary of the values of all other rows."""
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it; what JSON has no word for as text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    try:
-        return json.loads(json.dumps(value, default=str, allow_nan=False))
-    except ValueError:
-        return str(value)
 
 
 def check_table(source: Source, paths: pa.ChunkedArray) -> None:
@@ -141,7 +130,7 @@ def check_table(source: Source, paths: pa.ChunkedArray) -> None:
     try:
         with fs.open(local_of(f"{base}/{first}") if is_local(fs) else f"{base}/{first}", "rb") as file:
             schema = pq.ParquetFile(file).schema_arrow
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return  # its row will say so
     try:
         choose_columns(schema, source.image_column, source.keep)

@@ -1,8 +1,8 @@
 """Tar archives, as WebDataset writes them: members with one name before the first dot belong together."""
 
+import codecs
 import contextlib
 import itertools
-import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from typing import Any
 
 from sif_batch.failures import ImageError
 from sif_batch.sources.containers import IsEntry, Member, Piece, Pieces
+from sif_batch.sources.fields import number_of, parse_json
 from sif_batch.sources.inflation import StreamDamage
 from sif_batch.sources.names import text_of
 
@@ -23,6 +24,16 @@ STEM = re.compile(r"^(?P<stem>(?:.*/)?[^/.]*)\.?(?P<extension>[^/]*)$", re.DOTAL
 MAX_HEADER_BYTES = 2**20  # of a member: its long name, its pax records
 MAGIC, MAGIC_AT = b"ustar", 257  # in a header
 Content = bytes | ImageError | dict[str, Any] | None  # of an image, of a sidecar, of neither
+BINARY = ("bin", "cbor", "mp", "msg", "npy", "npz", "pickle", "pkl", "pt", "pth", "pyd", "tb", "ten")  # none is text
+WHOLE = re.compile(r"0|-?[1-9]\d{0,75}", re.ASCII)
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+MARKS = {  # the longer ones first: UTF-32's begins as UTF-16's
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8-sig",
+}
 
 
 def read_tar(archive: Any, first: int, is_entry: IsEntry, max_bytes: int) -> Pieces:
@@ -183,17 +194,27 @@ def data_of(archive: Any, info: tarfile.TarInfo, max_bytes: int) -> bytes | Imag
 
 
 def fields_of(extension: str, data: bytes) -> dict[str, Any]:
-    """What a sidecar says: the fields of a JSON object, the text or number of another file; nothing if binary."""
-    try:
-        text = data.decode("utf-8-sig")
-        if extension.lower().endswith("json"):
-            value = json.loads(text, parse_constant=lambda _: None)
-            return value if isinstance(value, dict) else {extension: value}
-    except (ValueError, RecursionError):
+    """What a sidecar says: the fields of a JSON object, the text or number of another file; nothing if binary.
+
+    Text is what its byte order mark says, else UTF-8, else Windows' Latin-1. JSON that is none is kept as text.
+    """
+    text = None if extension.lower().rpartition(".")[2] in BINARY else _text_in(data)
+    if text is None:
         return {}
+    extension = text_of(extension)
+    if extension.lower().endswith("json"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return parse_json(text, extension)
     text = text.strip()
-    if "\0" in text:
-        return {}
-    if extension in NUMBERS and re.fullmatch(r"[+-]?\d{1,18}", text):
-        return {extension: int(text)}
-    return {extension: text}
+    # 007 is a code: only what is written as a number is one.
+    return {extension: number_of(text) if extension in NUMBERS and WHOLE.fullmatch(text) else text}
+
+
+def _text_in(data: bytes) -> str | None:
+    """The text in a sidecar; None where its control characters say that it is none."""
+    marked = next((name for mark, name in MARKS.items() if data.startswith(mark)), None)
+    for encoding in (marked,) if marked else ("utf-8", "cp1252", "latin-1"):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode(encoding)
+            return None if CONTROL.search(text) else text
+    return None

@@ -1,6 +1,8 @@
 """Filters against sqlite, which knows the same language, and what a wrong one says."""
 
 import sqlite3
+from datetime import date, datetime, time
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -89,6 +91,84 @@ FILTERS = st.recursive(
 @given(FILTERS)
 def test_a_filter_means_what_it_means_in_sql(text: str) -> None:
     assert rows_of(text) == rows_in_sqlite(text)
+
+
+TYPED = pa.table(
+    {
+        "price": pa.array([Decimal("9.50"), Decimal("10.50"), Decimal("2.00"), None], pa.decimal128(38, 2)),
+        "id": pa.array([2**63 + 1, 2**63 + 2, 5, None], pa.uint64()),
+        "bytes": pa.array([20_000_001, 30_000_000, 5, None], pa.int64()),
+        "at": pa.array([datetime(2026, 1, 2, 3), datetime(2026, 10, 2), datetime(999, 1, 1), None], pa.timestamp("us")),
+        "day": pa.array([date(2026, 1, 2), date(2026, 10, 2), date(999, 1, 1), None]),
+        "clock": pa.array([time(9), time(10, 30), time(0), None], pa.time64("us")),
+        "raw": pa.array([b"a", b"b", b"\xff", None], pa.large_binary()),
+        "code": pa.array(["0012", "12", "a\\b%", None], pa.large_string()),
+        "x": pa.array([0.1, -0.0, float("inf"), None]),
+        "odd `name`": pa.array([1, 2, 3, None]),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("price > 9.00", [0, 1]),
+        ("price = 9.5", [0]),
+        ("price in (9.500, 2, 3.001)", [0, 2]),
+        ("price < 9.505 and price >= 9.495", [0]),
+        ("price > 1e50 or price = 9.501", []),
+        ("not price > 1e50", [0, 1, 2]),
+        ("id > 9223372036854775809", [1]),
+        ("id = 9223372036854775809", [0]),
+        ("id > -1 and id < 1e30", [0, 1, 2]),
+        ("id in (9223372036854775810, 99999999999999999999999)", [1]),
+        ("id in (99999999999999999999999)", []),
+        ("bytes > 1e6", [0, 1]),
+        ("bytes > 20000000.5", [0, 1]),
+        ("bytes in (5.0, 5.5)", [2]),
+        ("bytes != 5.5", [0, 1, 2]),
+        ("at > '2026-01-02 03:00'", [1]),
+        ("at >= '2026-01-02T03:00:00' and at < '9999-01-01'", [0, 1]),
+        ("at = '2026-10-02'", [1]),
+        ("at = '2026-10-02 00:00:00.0000001'", []),
+        ("day > '2026-01-02'", [1]),
+        ("day < '2026-01-02 12:00'", [0, 2]),
+        ("clock > '09:00' and clock < '10:30:00.000001'", [1]),
+        ("raw = 'b' or raw > 'c'", [1, 2]),
+        ("code = '0012'", [0]),
+        ("code like 'a\\%'", [2]),
+        ("x = 0.1 or x in (0)", [0, 1]),
+        ("x > 1e308", [2]),
+        ("`odd ``name``` = 2", [1]),
+    ],
+)
+def test_columns_are_compared_as_what_they_are(text: str, rows: list[int]) -> None:
+    found = qualifying(TYPED, parse_filter(text, TYPED.schema))
+    assert np.flatnonzero(found).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("code = 0012", "code is text, which 0012 is not"),
+        ("code > true", "code is text, which true is not"),
+        ("at > 2026", "at is timestamp.us., which 2026 is not"),
+        ("at > 'yesterday'", "at is timestamp"),
+        ("at > '2026-01-02 03:00Z'", "at is timestamp"),
+        ("day = '2026-02-31'", "day is date32"),
+        ("clock = '2026-01-02'", "clock is time64"),
+        ("price = 'dear'", "price is decimal"),
+        ("price > true", "price is decimal"),
+        ("id = '1_000'", "id is uint64"),
+        ("raw = 3", "raw is large_binary"),
+        ("raw like 'a%'", "like goes with text alone"),
+        ("x = 1e99999999999999999999", "x is double"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(text: str, says: str) -> None:
+    with pytest.raises(SifBatchError, match=says) as raised:
+        parse_filter(text, TYPED.schema)
+    assert raised.value.remedy
 
 
 def test_values_are_taken_as_the_column_has_them() -> None:

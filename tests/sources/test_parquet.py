@@ -72,7 +72,14 @@ def test_columns_that_are_kept_become_fields() -> None:
         text=["t"] * ROWS,
     )
     (piece, *_), _ = read(table_bytes(table), 3, keep=("*",))
-    expected = {"n": 3, "x": None, "ok": False, "day": "2026-11-24", "tags": ["a", "b"], "text": "t"}
+    expected = {
+        "n": 3,
+        "x": None,
+        "ok": False,
+        "day": {"@date": "2026-11-24"},
+        "tags": ["a", "b"],
+        "text": "t",
+    }
     assert piece.members[0].fields == expected
     (piece, *_), _ = read(table_bytes(table), 3, keep=("n", "ok"))
     assert piece.members[0].fields == {"n": 3, "ok": False}

@@ -91,20 +91,41 @@ def test_members_of_one_key_share_its_fields() -> None:
     assert [(m.name, m.fields) for m in pieces[1].members] == [("./cat/2.jpg", {"txt": "schön"})]
 
 
+SURROGATES = {"a\ufffd": "b \ufffd", "c": ["\U0001f600", {"\ufffd": "\ufffd"}]}
+NUMBERS = {"a": {"@decimal": "1E+999"}, "b": {"@decimal": "12345678901234567890.5"}, "c": 9.5, "d": {"@double": "-inf"}}
+
+
 @pytest.mark.parametrize(
     ("extension", "data", "fields"),
     [
         ("json", b'{"a": NaN, "b": 1}', {"a": None, "b": 1}),
         ("meta.json", b"[1, 2]", {"meta.json": [1, 2]}),
-        ("json", b"{broken", {}),
-        ("json", b"[" * 100_000, {}),
+        ("json", b"{broken", {"json": "{broken"}),
+        ("json", b"[" * 100_000, {"json": "[" * 100_000}),
+        ("json", b"[" * 300 + b"]" * 300, {"json": "[" * 300 + "]" * 300}),
+        ("json", rb'{"a\ud83d": "b \udc00", "c": ["\ud83d\ude00", {"\udfff": "\ud800"}]}', SURROGATES),
+        ("json", b'{"a": 1e999, "b": 12345678901234567890.5, "c": 9.50, "d": -Infinity}', NUMBERS),
+        ("json", b'{"a": ' + b"9" * 5000 + b"}", {"a": {"@decimal": "9" * 5000}}),
+        ("json", b'{"a": {"@decimal": "x"}}', {"a": '{"@decimal": "x"}'}),
+        ("json", b'{"@decimal": "x"}', {"@decimal": "x"}),
+        ("json", '{"caf\xe9": "\xfc"}'.encode("latin-1"), {"caf\xe9": "\xfc"}),
+        ("json", '{"caf\xe9": "\xfc"}'.encode("utf-16"), {"caf\xe9": "\xfc"}),
+        ("txt", "caf\xe9".encode("latin-1"), {"txt": "caf\xe9"}),
+        ("txt", "caf\xe9".encode("utf-16"), {"txt": "caf\xe9"}),
+        ("txt", b"\xff\xfe" + "caf\xe9".encode("utf-16-le"), {"txt": "caf\xe9"}),
+        ("txt", b"\xfe\xff" + "caf\xe9".encode("utf-16-be"), {"txt": "caf\xe9"}),
+        ("txt", "10 €".encode("cp1252"), {"txt": "10 €"}),
+        ("npy", b"\x93NUMPY\xff", {}),
+        ("depth", b"\x93\x01\xff", {}),
+        ("id", b"0012345678905", {"id": "0012345678905"}),
+        ("id", b"-7", {"id": -7}),
         ("json", "\ufeff{}".encode(), {}),
         ("cls", b"12", {"cls": 12}),
         ("cls", b"cat", {"cls": "cat"}),
         ("txt", b"12", {"txt": "12"}),
         ("bin", b"\x00\x01", {}),
         ("bin", b"\xff\xfe", {}),
-        ("id", b"9" * 30, {"id": "9" * 30}),
+        ("id", b"9" * 30, {"id": int("9" * 30)}),
     ],
 )
 def test_fields_of_a_sidecar(extension: str, data: bytes, fields: dict[str, Any]) -> None:
