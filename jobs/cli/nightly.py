@@ -35,7 +35,7 @@ from sif_batch.machine.memory import parse_size
 def run(places: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """List, embed what is new, index, measure, publish: the nightly job.
 
-    A SOURCE is a directory or glob of image files, tar archives (*.tar) or Parquet files (*.parquet): a path or an
+    A SOURCE is a directory or glob of image files, archives (*.tar, *.zip) or Parquet files (*.parquet): a path or an
     fsspec URL. Without SOURCE, those that ROOT records. Options of Beam may follow after --.
     """
     run_night(("embed", "index"), places, as_json, options)
