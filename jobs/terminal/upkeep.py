@@ -8,6 +8,7 @@ from rich.console import Console
 
 from sif_batch.jobs.terminal.table import plain_table
 from sif_batch.jobs.wording import format_seconds
+from sif_batch.sources.fields import tag_of
 
 
 def show_status(console: Console, status: dict[str, Any]) -> None:
@@ -56,7 +57,8 @@ def show_explanation(console: Console, report: dict[str, Any]) -> None:
         say(f"  meaning    {report['meaning']}")
         say(f"  remedy     {report['remedy']}")
     for name, value in (report["fields"] or {}).items():
-        say(f"  field      {name} = {value}")
+        tag = tag_of(value)
+        say(f"  field      {name} = {value[tag] if tag else value}")
     say(f"  release    {report['release'] or 'not in the current one'}")
 
 

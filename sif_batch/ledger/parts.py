@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from sif_batch.digests import canonical_json, digest
 from sif_batch.errors import SifBatchError
 from sif_batch.sources.containers import container_kind
+from sif_batch.sources.fields import unicode_of
 from sif_batch.storage.store import Store
 
 PART_SCHEMA = pa.schema(
@@ -58,12 +59,17 @@ def encode_part(
     columns = [
         _embedding_column([row["embedding"] for row in rows])
         if field.name == "embedding"
-        else pa.array([row[field.name] for row in rows], field.type)
+        else pa.array([_written(row[field.name]) for row in rows], field.type)
         for field in PART_SCHEMA
     ]
     made_of = [([span[name] for name in SPAN], span["attempt"]) for span in spans]
     metadata = _metadata(encoder_id.encode(), canonical_json(fingerprint), made_of, superseded)
     return _encode(pa.table(columns, schema=PART_SCHEMA.with_metadata(metadata)))
+
+
+def _written(value: Any) -> Any:
+    """What a message or a field says that cannot be written stops no night."""
+    return unicode_of(value) if isinstance(value, str) else value
 
 
 def _metadata(

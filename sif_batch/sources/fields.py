@@ -43,7 +43,7 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
         parse_constant=float,
     )
     fields = value if isinstance(value, dict) else {name: value}
-    return {_clean_text(name): plain(one) for name, one in fields.items()}
+    return {unicode_of(name): plain(one) for name, one in fields.items()}
 
 
 def plain(value: Any) -> Any:
@@ -102,7 +102,8 @@ def _one(value: pa.Scalar, convert: Callable[[Any], Any]) -> Any:
         return UNREADABLE
 
 
-def _clean_text(text: str) -> str:
+def unicode_of(text: str) -> str:
+    """Text that can be written: U+FFFD for each half of a surrogate pair."""
     return SURROGATE.sub(UNREADABLE, text)
 
 
@@ -118,7 +119,7 @@ def _nested(value: Any, depth: int) -> Any:
     if depth > DEEPEST:
         raise RecursionError
     if isinstance(value, dict):
-        found = {_clean_text(str(name)): _nested(one, depth + 1) for name, one in value.items()}
+        found = {unicode_of(str(name)): _nested(one, depth + 1) for name, one in value.items()}
         # An object that looks like a tag is none: it is kept as its text.
         return json.dumps(found, ensure_ascii=False) if depth == 0 and tag_of(found) else found
     if isinstance(value, list | tuple):
@@ -131,7 +132,7 @@ def _nested(value: Any, depth: int) -> Any:
 def _simple(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return None if value != value else value
-    return _clean_text(str(value))
+    return unicode_of(str(value))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -201,7 +201,6 @@ def fields_of(extension: str, data: bytes) -> dict[str, Any]:
     text = None if extension.lower().rpartition(".")[2] in BINARY else _text_in(data)
     if text is None:
         return {}
-    extension = text_of(extension)
     if extension.lower().endswith("json"):
         with contextlib.suppress(ValueError, RecursionError):
             return parse_json(text, extension)

@@ -217,3 +217,11 @@ def test_a_part_cut_short_is_damaged(length: int) -> None:
     with pytest.raises(SifBatchError, match="damaged") as raised:
         embeddings_of(part_bytes([Row(path) for path in paths(100)])[:length], "x", ENCODER)
     assert "remove that file" in raised.value.remedy
+
+
+def test_a_message_that_is_no_unicode_stops_nothing() -> None:
+    row = dict.fromkeys(NAMES) | {"key": "s/a", "source": "s", "path": "a", "version": "1", "attempt": 1, "hash": 1}
+    row |= {"error_kind": "unsupported", "error": "a link to \udcff.jpg", "fields": '{"a":"\ud83d"}'}
+    table = read_light(pa.BufferReader(encode_part([row], [], ENCODER, {})), "p")
+    assert table["error"].to_pylist() == ["a link to \ufffd.jpg"]
+    assert table["fields"].to_pylist() == ['{"a":"\ufffd"}']
