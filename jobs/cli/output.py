@@ -20,7 +20,8 @@ def stdout() -> Console:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    text = json.dumps(value, ensure_ascii=False)
+    click.echo(text.encode(errors="backslashreplace").decode())  # a name that is not UTF-8, as JSON may have it
 
 
 def fail(error: BaseException, as_json: bool) -> int:

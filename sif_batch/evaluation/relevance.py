@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from sif_batch.errors import SifBatchError
 from sif_batch.evaluation.judgements import read_judgements
 from sif_batch.query.index import Index
+from sif_batch.sources.names import keys_by
 
 EXAMPLES = 5
 LABELS, PAIRS = ("key", "label"), ("query", "relevant")  # the two headers of a CSV file
@@ -207,4 +208,4 @@ class _Names:
             self._row.setdefault(name, row)
 
     def __call__(self, name: str) -> int | None:
-        return self._row.get(name)
+        return next((self._row[one] for one in (name, *keys_by(name)) if one in self._row), None)

@@ -11,6 +11,7 @@ from sif_batch.config import RootRecord, Source
 from sif_batch.ledger.catalog import Catalog
 from sif_batch.ledger.catalog_cache import load_catalog
 from sif_batch.ledger.reconcile import standing_rows
+from sif_batch.sources.containers import are_containers
 from sif_batch.sources.files import uri_prefix
 from sif_batch.sources.listing import LISTING_SCHEMA, Listing, listing_names
 from sif_batch.storage.store import Store
@@ -46,7 +47,7 @@ def _member_uris(uri: pa.ChunkedArray, path: pa.ChunkedArray, member: pa.Chunked
     """Where each image can be opened: tar://member::uri for one in a tar, uri#row=number for one in Parquet."""
     if member.null_count == len(member):
         return uri
-    in_table = pc.match_substring(path, ".parquet", ignore_case=True)
+    in_table = pa.array(are_containers(path, "parquet"))
     return pc.case_when(
         pc.make_struct(member.is_null(), in_table),
         uri,

@@ -1,6 +1,7 @@
 """Columns from a table of the user's own, joined to the images by key when a release is assembled."""
 
 import json
+import os
 from datetime import date, datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from sif_batch.digests import canonical_json
 from sif_batch.errors import SifBatchError
+from sif_batch.sources.names import keys_by, text_of
 from sif_batch.storage.urls import open_filesystem
 
 ESCAPED = r'["\\\x00-\x1f]'  # what a JSON string writes otherwise
@@ -33,7 +35,10 @@ def read_metadata(url: str) -> pa.Table:
             f"--metadata {url}: it has the columns {', '.join(table.column_names)}, expected key and others",
             remedy="keys look like source/folder/name.jpg, as sif-batch search shows them",
         )
-    keys = table["key"].cast(pa.large_string())
+    keys = table["key"]
+    if pa.types.is_binary(keys.type) or pa.types.is_large_binary(keys.type):  # a name that is not UTF-8
+        keys = pa.chunked_array([[name and text_of(os.fsdecode(name)) for name in keys.to_pylist()]], pa.large_string())
+    keys = keys.cast(pa.large_string())
     if twice := pc.value_counts(keys).filter(pc.greater(pc.value_counts(keys).field("counts"), 1)).to_pylist():
         raise SifBatchError(
             f"--metadata {url}: {twice[0]['values']!r} is there {twice[0]['counts']} times", remedy="keep one row a key"
@@ -46,7 +51,7 @@ def join_metadata(live: pa.Table, table: pa.Table) -> tuple[pa.Table, int]:
 
     A column of the table stands before a field of the same name that came with the image.
     """
-    place = pc.index_in(live["key"].cast(pa.large_string()), table["key"].combine_chunks())
+    place = _rows_of(live["key"].cast(pa.large_string()), table["key"].combine_chunks())
     fields, given = live["fields"].combine_chunks(), _texts_of(table.drop_columns(["key"])).take(place)
     both = pc.and_(fields.is_valid(), given.is_valid()).to_numpy(zero_copy_only=False).nonzero()[0]
     merged = [
@@ -58,6 +63,22 @@ def join_metadata(live: pa.Table, table: pa.Table) -> tuple[pa.Table, int]:
     joined = pc.replace_with_mask(pc.coalesce(given, fields), mask, pa.array(merged, pa.large_string()))
     column = live.column_names.index("fields")
     return live.set_column(column, "fields", joined), len(place) - place.null_count
+
+
+def _rows_of(wanted: pa.ChunkedArray, keys: pa.Array) -> pa.ChunkedArray:
+    """The row of each key, null for none: by the key itself, else by the name as it stands on disk."""
+    place = pc.index_in(wanted, keys)
+    odd = pc.and_(keys.is_valid(), pc.or_(pc.invert(pc.string_is_ascii(keys)), pc.match_substring(keys, "::")))
+    row_of: dict[str, int] = {}
+    for row in np.flatnonzero(pc.fill_null(odd, False).to_numpy(zero_copy_only=False)).tolist():
+        for key in keys_by(keys[row].as_py()):
+            row_of.setdefault(key, row)
+    if not row_of:
+        return place
+    others = pa.array(list(row_of.values()), place.type).take(
+        pc.index_in(wanted, pa.array(list(row_of), pa.large_string()))
+    )
+    return pc.coalesce(place, others)
 
 
 def _texts_of(table: pa.Table) -> pa.Array:

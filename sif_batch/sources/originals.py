@@ -1,6 +1,8 @@
 """The original of an indexed image: opened by its uri, as bytes or as a thumbnail."""
 
 import functools
+import os
+import re
 import tarfile
 import threading
 from typing import Any
@@ -17,7 +19,8 @@ from sif_batch.sources.names import local_of, text_of
 from sif_batch.sources.parquet import choose_columns
 from sif_batch.storage.urls import is_local, open_filesystem
 
-TAR, ROW = "tar://", "#row="  # what the uri of an image in an archive or in Parquet holds
+TAR, ROW = "tar://", re.compile(r"(.*\.parquet)#row=(\d+)", re.IGNORECASE | re.DOTALL)  # in an archive, in Parquet
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
 _one_reads_archives = threading.Lock()  # an open archive has one place that it reads at
 
 
@@ -28,18 +31,27 @@ def read_uri(uri: str, image_column: str | None = None) -> bytes:
     """
     try:
         with telling_io():
-            if ROW in uri:
-                table, _, row = uri.rpartition(ROW)
-                return _read_row(table, int(row), image_column)
+            if row := ROW.match(uri):
+                return _read_row(row[1], int(row[2]), image_column)
             if uri.startswith(TAR):
-                member, _, archive = uri.removeprefix(TAR).partition("::")
-                return _read_member(archive, member)
+                return _read_member(*split_member(uri))
             fs, path = _filesystem(uri)
             if fs.size(path) > MAX_BYTES:
                 raise ImageError("too_large", f"{fs.size(path)} bytes")
             return bytes(fs.cat_file(path))
     except SifBatchError as error:
         raise ImageError("unreadable", str(error)) from error
+
+
+def split_member(uri: str) -> tuple[str, str]:
+    """The archive of tar://member::archive and the member, whatever more `::` they hold: (archive, member)."""
+    text = uri.removeprefix(TAR)
+    for place in re.finditer("(?=::)", text):
+        member, archive = text[: place.start()], text[place.start() + 2 :]
+        if SCHEME.match(archive) or (archive.startswith("/") and os.path.lexists(local_of(archive))):
+            return archive, member
+    member, _, archive = text.partition("::")
+    return archive, member
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:
