@@ -13,7 +13,7 @@ PERMANENT = {
     "unsupported": ("a variant that is not read here", "convert it, or install the extra that its message names"),
     "not_finite": ("its vector does not fit float16", "look at the network and its preprocessing: it overflows"),
     "erased": ("its bytes were erased from this ROOT", "remove it from its source: sif-batch erase keeps it out"),
-    "duplicate_key": ("another file has the same name in Unicode NFC", "rename one of the two"),
+    "duplicate_key": ("another file has the same name, escaped and in Unicode NFC", "rename one of the two"),
 }
 # ... and these are tried again on later nights, up to --max-attempts.
 TRANSIENT = {

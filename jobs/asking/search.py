@@ -45,6 +45,8 @@ def ask(place: str, asking: Asking) -> tuple[str, list[Answer]]:
     """The release's id, and the answers: one for each image or key, or one to all of them together and to marks."""
     log = UsageLog(asking.feedback_log) if asking.feedback_log else None
     index = Index.open(place)
+    own = {name: _own_keys(index, getattr(asking, name)) for name in ("keys", "right", "wrong")}
+    asking = asking.model_copy(update=own)
     asked = list(asking.images or asking.keys)
     marked = bool(asking.right or asking.wrong)
     one = asking.together or (marked and len(asked) < 2)
@@ -79,6 +81,11 @@ def _judged_query(asking: Asking) -> str:
     if not (asking.right or asking.wrong):
         raise SifBatchError("no marks to keep", remedy="mark hits by --right KEY and --wrong KEY")
     return asked[0]
+
+
+def _own_keys(index: Index, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The keys of the release that these names stand for."""
+    return tuple(index.roster.take(index.rows_of(names), ["key"])["key"].to_pylist()) if names else ()
 
 
 def _uri_of(index: Index, key: str) -> str:

@@ -39,8 +39,9 @@ class _Stdout:
 
 
 def print_json(value: Any) -> None:
-    with telling_stdout():
-        click.echo(json.dumps(value, ensure_ascii=False))
+    text = json.dumps(value, ensure_ascii=False)
+    with telling_stdout():  # a name that is not UTF-8 is written as JSON may have it
+        click.echo(text.encode(errors="backslashreplace").decode())
 
 
 @contextlib.contextmanager

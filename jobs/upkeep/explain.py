@@ -17,6 +17,8 @@ from sif_batch.query.index import Index
 from sif_batch.release.history import read_top
 from sif_batch.sources.files import uri_prefix
 from sif_batch.sources.listing import keys_of
+from sif_batch.sources.names import COLONS, keys_by
+from sif_batch.sources.originals import MEMBER, ROW, split_member
 from sif_batch.storage.root import open_root
 from sif_batch.storage.store import Store
 
@@ -63,30 +65,34 @@ def explain_image(root: str, name: str) -> dict[str, Any]:
 
 
 def spellings(name: str, record: RootRecord) -> list[str]:
-    """The keys that `name` may stand for: a key, a path inside a source, a uri."""
+    """The keys that `name` may stand for: a key, a path inside a source, a uri; or any of them as it stands on disk."""
     tried = [name]
     for source in record.sources:
         tried += [f"{source.name}/{name}", f"{source.name}/{name.removeprefix(uri_prefix(source))}"]
-        if name.startswith(("tar://", "zip://")):
-            member, _, container = name[len("tar://") :].partition("::")
+        if name.startswith(MEMBER):
+            container, member = split_member(name)
             tried.append(f"{source.name}/{container.removeprefix(uri_prefix(source))}::{member}")
-    return tried
+        if row := ROW.match(name):
+            tried.append(f"{source.name}/{row[1].removeprefix(uri_prefix(source))}::{row[2]}")
+    return list(dict.fromkeys(key for one in tried for key in keys_by(one)))
 
 
 def find_key(name: str, record: RootRecord, known: pa.ChunkedArray, erased: Erased) -> str:
     """The one known key that `name` stands for, or one that was erased. Raises SifBatchError."""
-    tried = spellings(name, record)
-    matches = pc.or_(pc.is_in(known, pa.array(tried)), pc.ends_with(known, f"::{name}"))
+    tried, (text, *_) = spellings(name, record), keys_by(name)
+    if pc.any(pc.equal(known, text)).as_py():
+        return text
+    matches = pc.or_(pc.is_in(known, pa.array(tried)), pc.ends_with(known, f"::{text.replace('::', COLONS)}"))
     found = sorted(set(known.filter(matches).to_pylist()))
     if len(found) == 1:
         return str(found[0])
     if found:
-        raise SifBatchError(f"{name} is several images: {', '.join(found[:5])}", remedy="give one of these keys")
+        raise SifBatchError(f"{text} is several images: {', '.join(found[:5])}", remedy="give one of these keys")
     if was := [key for key in tried if erased.has_key(key)]:
         return was[0]
-    near = known.filter(pc.match_substring(known, name.rpartition("/")[2])).slice(0, 3).to_pylist()
+    near = known.filter(pc.match_substring(known, text.rpartition("/")[2])).slice(0, 3).to_pylist()
     hint = f"keys that come near: {', '.join(near)}" if near else "keys look like source/folder/name.jpg"
-    raise SifBatchError(f"nothing is known of {name}", remedy=hint)
+    raise SifBatchError(f"nothing is known of {text}", remedy=hint)
 
 
 def _state(entry: dict[str, Any] | None, row: dict[str, Any] | None) -> str:

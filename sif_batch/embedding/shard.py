@@ -58,7 +58,9 @@ def embed_shard(
 def _file_image(work: Shard, number: int, span: dict[str, Any]) -> PendingImage:
     def read() -> bytes:
         if span["duplicate"]:
-            raise ImageError("duplicate_key", "another file of the source has the same name in Unicode NFC")
+            raise ImageError(
+                "duplicate_key", "another file of the source has the same key: its name, escaped and in Unicode NFC"
+            )
         source, limit = work.sources[span["source"]], work.limits.max_bytes
         return read_file(source, span["path"], span["size"], span["version"], limit)
 

@@ -15,6 +15,7 @@ from sif_batch.errors import SifBatchError
 from sif_batch.evaluation.judgements import read_judgements
 from sif_batch.query.hits import python_values, shown_value
 from sif_batch.query.index import Index
+from sif_batch.sources.names import keys_by
 
 EXAMPLES = 5
 LABELS, PAIRS = ("key", "label"), ("query", "relevant")  # the two headers of a CSV file
@@ -208,4 +209,4 @@ class _Names:
             self._row.setdefault(name, row)
 
     def __call__(self, name: str) -> int | None:
-        return self._row.get(name)
+        return next((self._row[one] for one in (name, *keys_by(name)) if one in self._row), None)

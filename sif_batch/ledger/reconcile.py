@@ -20,7 +20,7 @@ KEYS = 2**20  # at a time
 
 
 def find_duplicates(entries: pa.Table) -> np.ndarray:
-    """Which entries have the key of an earlier one: twins under Unicode NFC. (n,) bool."""
+    """Which entries have the key of an earlier one: twins once escaped and in Unicode NFC. (n,) bool."""
     twin = np.zeros(len(entries), bool)
     if _are_rising(keys_of(batch) for batch in batches(entries.select(["source", "path"]), KEYS)):
         return twin  # as in listings whose names are ASCII
@@ -177,7 +177,8 @@ def stale_rows(entries: pa.Table, standing: Standing, catalog: Catalog, older: I
         if not len(pending):
             break
         wanted = entries.select(["source", "path"]).take(pa.array(np.unique(standing.entry[pending])))
-        before = listing.select(ENTRY).join(wanted, ["source", "path"], join_type="inner")
+        numbered = listing.select(ENTRY).append_column("number", pa.array(np.arange(len(listing))))
+        before = numbered.join(wanted, ["source", "path"], join_type="inner").sort_by("number")
         then = standing_rows(before.select(ENTRY), catalog)
         held, found = _replaced(rows, standing, pending, then.row[then.good])
         stale.append(found)

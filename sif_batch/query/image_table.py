@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from sif_batch.errors import SifBatchError
 from sif_batch.query.filters import parse_filter, qualifying
 from sif_batch.release.manifest import damaged
-from sif_batch.sources.names import hash_of
+from sif_batch.sources.names import hash_of, keys_by
 
 PLAIN = ("key", "hash", "uri", "sha256")  # what is no column of a hit
 
@@ -41,7 +41,16 @@ class Roster:
         return self._batches[number]
 
     def row_of(self, key: str) -> int:
-        """The row of an image by its key."""
+        """The row of an image by its key, or by its name as it stands on disk."""
+        tried = keys_by(key)
+        row = next((row for one in tried if (row := self._row_of(one)) is not None), None)
+        if row is None:
+            raise SifBatchError(
+                f"no image of the release has the key {tried[0]!r}", remedy="keys look like source/folder/name.jpg"
+            )
+        return row
+
+    def _row_of(self, key: str) -> int | None:
         wanted = hash_of(key)
         firsts = [batch["hash"][0].as_py() if len(batch) else 0 for batch in self._batches]
         for number in range(max(0, bisect.bisect_left(firsts, wanted) - 1), bisect.bisect_right(firsts, wanted)):
@@ -50,9 +59,7 @@ class Roster:
             for place in np.flatnonzero(hashes == np.uint64(wanted)).tolist():
                 if batch["key"][place].as_py() == key:
                     return int(self._starts[number]) + place
-        raise SifBatchError(
-            f"no image of the release has the key {key!r}", remedy="keys look like source/folder/name.jpg"
-        )
+        return None
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A column, in order of rows: key, uri, folder, ..."""

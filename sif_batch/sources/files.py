@@ -33,6 +33,7 @@ from sif_batch.storage.root import RECORD, is_root
 from sif_batch.storage.urls import is_local, open_filesystem
 
 WILDCARD = re.compile(r"[*?\[]")
+HIDDEN = re.compile(r"(^|/)\.([^./]|\.[^/])")  # no key of a store is that for a folder `.` or `..`
 REPORT_EVERY = 10_000
 SORTED = 2**17  # files of a folder that are held at once
 ETAG_FIELDS = ("ETag", "etag", "md5Hash", "content_md5")
@@ -193,7 +194,7 @@ def _walk_remote(fs: Any, base: str, on_root: Callable[[str], None]) -> Iterator
     for path, info in found:
         if path.endswith(f"/{RECORD}"):
             on_root(path.removeprefix(prefix).removesuffix(RECORD).rstrip("/"))
-        if not path.endswith("/"):  # zero-byte objects that stand for folders
+        if path.startswith(prefix):
             yield path.removeprefix(prefix), info["size"] or 0, remote_version(info)
 
 
@@ -251,11 +252,11 @@ def entry_rule(source: Source) -> Callable[[str], bool]:
     excluded, included = _matcher(source.exclude), _matcher(source.include)
 
     def is_entry(path: str) -> bool:
-        if excluded(path):
+        if excluded(path) or path.endswith("/") or not path:  # an object that stands for a folder
             return False
         if included(path):
             return True
-        if path.startswith(".") or "/." in path:
+        if HIDDEN.search(path):
             return False
         if container_kind(path) is not None:
             return container_kind(path) == container
@@ -269,6 +270,9 @@ def are_entries(source: Source, paths: pa.Array) -> np.ndarray:
     """As `entry_rule` without include and exclude, for all paths at once: (n,) bool."""
     container = container_kind(source.url)
     hidden = pc.or_(pc.starts_with(paths, "."), pc.match_substring(paths, "/."))
+    if pc.any(hidden).as_py():
+        hidden = pc.match_substring_regex(paths, HIDDEN.pattern)
+    hidden = pc.or_(hidden, pc.or_(pc.ends_with(paths, "/"), pc.equal(paths, "")))  # objects that stand for folders
     extension = pc.struct_field(pc.extract_regex(pc.utf8_lower(paths), r"(?P<extension>\.[^./]*)$"), 0)
     named = pa.array(sorted(registered_extensions()), pa.string())
     image = pc.or_(extension.is_null(), pc.is_in(extension, named)).to_numpy(zero_copy_only=False)

@@ -187,7 +187,7 @@ def _entries_of(file: File, table: pa.Table, bucket: str | None) -> pa.Table:
     )
     if any(column.null_count for column in found.columns):
         raise SifBatchError(f"--inventory {file.name}: a key, size or version is missing in some row", remedy=REMEDY)
-    return found.filter(pc.invert(pc.ends_with(found["path"], "/")))
+    return found
 
 
 def _any(mask: pa.ChunkedArray) -> bool:

@@ -1,11 +1,13 @@
 """The listing: one complete table of the sources' entries, whatever kind of source they are."""
 
 import io
+import itertools
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -18,9 +20,9 @@ from sif_batch.digests import canonical_json, sha256_of
 from sif_batch.errors import SifBatchError
 from sif_batch.sources.apart import leave_roots_out
 from sif_batch.sources.containers import SUFFIXES, UNREAD, container_versions
-from sif_batch.sources.files import base_of, find_files
+from sif_batch.sources.files import base_of, find_files, local_version, open_source
 from sif_batch.sources.inventory import read_inventory
-from sif_batch.sources.names import key_of
+from sif_batch.sources.names import COLONS, key_of, local_of
 from sif_batch.sources.parquet import check_table
 from sif_batch.storage.store import Store
 from sif_batch.storage.urls import check_text, is_local, open_filesystem
@@ -98,7 +100,7 @@ def keys_of(entries: pa.Table) -> pa.Array:
     # pyarrow 25's utf8_normalize decomposes where NFC is asked for.
     others = entries.select(["source", "path"]).filter(pc.invert(plain)).to_pylist()
     normal = pa.array([key_of(**other) for other in others], pa.string())
-    return pc.replace_with_mask(pc.replace_substring(joined, "::", "%3A%3A"), pc.invert(plain), normal)
+    return pc.replace_with_mask(pc.replace_substring(joined, "::", COLONS), pc.invert(plain), normal)
 
 
 def listing_names(store: Store) -> list[str]:
@@ -152,10 +154,12 @@ def list_sources(
         found = in_order(found)
         paths = found["path"]
         if pc.any(pc.equal(paths[:-1], paths[1:])).as_py():
-            raise SifBatchError(
-                f"{source.inventory} lists some entries more than once",
-                remedy="list the current version of each alone",
-            )
+            if source.inventory:
+                raise SifBatchError(
+                    f"{source.inventory} lists some entries more than once",
+                    remedy="list the current version of each alone",
+                )
+            found = _tell_twins_apart(source, found)
         check_table(source, paths)
         versions = container_versions(source, found["path"], found["version"])
         columns = [_repeated(source.name, len(found)), found["path"], found["size"], versions]
@@ -181,6 +185,27 @@ def _repeated(name: str, count: int) -> pa.ChunkedArray:
     """The name so many times, in memory but once for some thousands."""
     block = pa.repeat(name, min(count, BLOCK))
     return pa.chunked_array([block] * (count // BLOCK) + [block.slice(0, count % BLOCK)], pa.string())
+
+
+def _tell_twins_apart(source: Source, found: pa.Table) -> pa.Table:
+    """Files whose names are one as text stay several entries: first the one that this text opens, the others with a
+    number behind their version. They have one key, so that the others are never read."""
+    fs, base = open_source(source)
+    paths, versions = found["path"].to_pylist(), found["version"].to_pylist()
+    order = list(range(len(paths)))
+    for path, group in itertools.groupby(range(len(paths)), paths.__getitem__):
+        first, *others = numbers = list(group)
+        if not others:
+            continue
+        opened = ""
+        with suppress(OSError):
+            opened = local_version(os.stat(local_of(f"{base}/{path}"))) if is_local(fs) else ""
+        numbers.sort(key=lambda number: (versions[number] != opened, versions[number]))
+        order[first : others[-1] + 1] = numbers
+        for count, number in enumerate(numbers[1:], 2):
+            versions[number] += f"#{count}"
+    marked = found.set_column(found.column_names.index("version"), "version", pa.array(versions, pa.string()))
+    return marked.take(pa.array(order)).combine_chunks()
 
 
 def in_order(found: pa.Table) -> pa.Table:

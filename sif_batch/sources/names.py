@@ -4,8 +4,10 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Iterator, Sequence
 
 ESCAPED = re.compile(r"%([89A-F][0-9A-F])")
+COLONS = "%3A%3A"  # `::` in a name, since it stands before a member
 
 
 def text_of(path: str) -> str:
@@ -17,20 +19,47 @@ def text_of(path: str) -> str:
 
 def local_of(text: str) -> str:
     """The local path that `text_of` was given: %XX of a byte that is not ASCII is undone if that file exists."""
-    if "%" not in text or os.path.lexists(text):
+    if not ESCAPED.search(text) or os.path.lexists(text):
         return text
     raw = ESCAPED.sub(lambda match: chr(0xDC00 + int(match[1], 16)), text)
-    return raw if os.path.lexists(raw) else text
+    if os.path.lexists(raw):
+        return raw
+    folder, *names = os.path.abspath(text).split("/")
+    return next(_on_disk(f"{folder}/", names), text)
+
+
+def _on_disk(folder: str, names: Sequence[str]) -> Iterator[str]:
+    """The paths below a folder whose names, one after the other, are these as text: some escaped, some spelled so."""
+    if not names:
+        yield folder
+        return
+    try:
+        listed = os.listdir(folder) if ESCAPED.search(names[0]) else [names[0]]
+    except OSError:
+        return
+    for name in sorted(name for name in listed if text_of(name) == names[0]):
+        if os.path.lexists(path := os.path.join(folder, name)):
+            yield from _on_disk(path, names[1:])
+
+
+def keys_by(name: str) -> list[str]:
+    """The keys that a name may stand for, as it is or as it stands on disk: not UTF-8, in NFD, with `::` in it."""
+    text = unicodedata.normalize("NFC", text_of(name))
+    pieces = text.split("::")
+    tried = [text, COLONS.join(pieces)]
+    for cut in range(1, len(pieces)):  # which of them stands before the member
+        tried.append(f"{COLONS.join(pieces[:cut])}::{member_name(COLONS.join(pieces[cut:]))}")
+    return list(dict.fromkeys(tried))
 
 
 def key_of(source: str, path: str) -> str:
     """The identity of an entry: source name / path in it, in NFC, a literal `::` escaped."""
-    return unicodedata.normalize("NFC", f"{source}/{path}").replace("::", "%3A%3A")
+    return unicodedata.normalize("NFC", f"{source}/{path}").replace("::", COLONS)
 
 
 def member_key(source: str, path: str, member: str) -> str:
     """The identity of an image in a container: the container's key, `::` and the member without its ./"""
-    name = unicodedata.normalize("NFC", member_name(member)).replace("::", "%3A%3A")
+    name = unicodedata.normalize("NFC", member_name(member)).replace("::", COLONS)
     return f"{key_of(source, path)}::{name}"
 
 

@@ -1,6 +1,8 @@
 """The original of an indexed image: opened by its uri, as bytes or as a thumbnail."""
 
 import functools
+import os
+import re
 from typing import Any
 
 from PIL import Image
@@ -14,7 +16,9 @@ from sif_batch.sources.names import local_of
 from sif_batch.sources.parquet import read_table
 from sif_batch.storage.urls import is_local, open_filesystem
 
-MEMBER, ROW = ("tar://", "zip://"), "#row="  # what the uri of an image in an archive or in Parquet holds
+MEMBER = ("tar://", "zip://")  # of an image in an archive: tar://member::archive
+ROW = re.compile(r"(.*\.parquet)#row=(\d+)", re.IGNORECASE | re.DOTALL)  # of one in Parquet
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
 def read_uri(uri: str, image_column: str | None = None) -> bytes:
@@ -25,18 +29,28 @@ def read_uri(uri: str, image_column: str | None = None) -> bytes:
     """
     try:
         with telling_io():
+            if row := ROW.match(uri):
+                return _read_row(row[1], int(row[2]), image_column)
             if uri.startswith(MEMBER):
-                member, _, archive = uri[len(MEMBER[0]) :].partition("::")
+                archive, member = split_member(uri)
                 return _open_archive(archive).read(member, MAX_BYTES)
-            if ROW in uri:
-                table, _, row = uri.rpartition(ROW)
-                return _read_row(table, int(row), image_column)
             fs, path = _filesystem(uri)
             if fs.size(path) > MAX_BYTES:
                 raise ImageError("too_large", f"{fs.size(path)} bytes")
             return bytes(fs.cat_file(path))
     except SifBatchError as error:
         raise ImageError("unreadable", str(error)) from error
+
+
+def split_member(uri: str) -> tuple[str, str]:
+    """The archive of tar://member::archive and the member, whatever more `::` they hold: (archive, member)."""
+    text = uri[len(MEMBER[0]) :]
+    for place in re.finditer("(?=::)", text):
+        member, archive = text[: place.start()], text[place.start() + 2 :]
+        if SCHEME.match(archive) or (archive.startswith("/") and os.path.lexists(local_of(archive))):
+            return archive, member
+    member, _, archive = text.partition("::")
+    return archive, member
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:

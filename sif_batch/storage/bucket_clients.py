@@ -49,6 +49,8 @@ def telling(path: str) -> Iterator[None]:
         raise PermissionError(13, f"the store refuses ({reason_of(error)})", path) from None
     except FileNotFoundError as error:
         raise FileNotFoundError(2, reason_of(error), path) from None
+    except known.InvalidPathError:  # who lists looks for it
+        raise
     except known.PreconditionError:
         raise OSError(5, "it changed while it was read", path) from None
     except known.BaseError as error:

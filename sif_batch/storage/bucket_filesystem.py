@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import re
 import threading
@@ -15,6 +16,7 @@ from typing import Any, TypeVar, cast
 from fsspec import AbstractFileSystem
 
 from sif_batch.storage.bucket_clients import is_exhausted, open_bucket, telling
+from sif_batch.storage.bucket_odd_keys import is_odd, open_exactly
 
 TRIES = 4  # of what the client does not repeat by itself
 BLOCK = 8 * 2**20  # read or sent at once
@@ -22,6 +24,7 @@ MAX_CHUNKS = 9_000  # S3 takes 10,000
 MD5 = re.compile(r"^[0-9a-f]{32}$")
 PROBED = 5  # objects that tell whether a bucket's ETags are digests
 PROBED_BYTES = 2**20
+EMPTY: dict[str, list[Any]] = {"objects": [], "common_prefixes": []}
 
 
 class Objects(AbstractFileSystem):  # type: ignore[misc]
@@ -42,12 +45,14 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
         return f"{self.scheme}://{self._strip_protocol(name)}"
 
     def _at(self, path: str) -> tuple[Any, str]:
-        """The bucket's client and the key."""
+        """The bucket's client, one that can name the key, and the key."""
         bucket, _, key = self._strip_protocol(path).partition("/")
-        return open_bucket(self.scheme, bucket), key
+        return (open_exactly if is_odd(key) else open_bucket)(self.scheme, bucket), key
 
     def walk_objects(self, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Every object below a folder, its path and info, as they come."""
+        """Every object below a folder, its path and info, as they come. A folder's marker ends with a slash."""
+        from obstore.exceptions import InvalidPathError
+
         client, key = self._at(path)
         bucket = self._strip_protocol(path).partition("/")[0]
         last, tries = None, 0
@@ -57,7 +62,12 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
                     for objects in client.list(key or None, offset=last, chunk_size=1000):
                         for meta in objects:
                             name, last, tries = f"{bucket}/{meta['path']}", meta["path"], 0
-                            yield name, _info(name, meta)
+                            slash = "/" if self._is_marker(client, meta) else ""
+                            yield name + slash, _info(name, meta)
+                return
+            except InvalidPathError:
+                for meta in open_exactly(self.scheme, bucket).list_after(f"{key}/" if key else "", last):
+                    yield f"{bucket}/{meta['path']}", _info(f"{bucket}/{meta['path']}", meta)
                 return
             except (FileNotFoundError, PermissionError):
                 raise
@@ -66,6 +76,18 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
                 if tries == TRIES:
                     raise
                 time.sleep(tries)
+
+    @staticmethod
+    def _is_marker(client: Any, meta: Any) -> bool:
+        """Whether an object is one that consoles make for a folder: empty, and its key, which the client gives without
+        the slash at its end, is nobody's."""
+        if meta["size"]:
+            return False
+        try:
+            client.head(meta["path"])
+        except FileNotFoundError:
+            return True
+        return False
 
     def find(self, path: str, maxdepth: Any = None, withdirs: bool = False, detail: bool = False, **_: Any) -> Any:
         found = dict(self.walk_objects(path))
@@ -79,22 +101,38 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
         client, key = self._at(path)
         bucket = self._strip_protocol(path).partition("/")[0]
         with telling(path):
-            found = client.list_with_delimiter(key or None)
+            found = self._folder(client, bucket, key)
         infos = [_info(f"{bucket}/{meta['path']}", meta) for meta in found["objects"]]
         infos += [{"name": f"{bucket}/{name}", "size": 0, "type": "directory"} for name in found["common_prefixes"]]
         if not infos and key:
             return [self.info(path)] if detail else [self._strip_protocol(path)]
         return infos if detail else [info["name"] for info in infos]
 
+    def _folder(self, client: Any, bucket: str, key: str) -> Any:
+        """The objects and folders in a folder."""
+        from obstore.exceptions import InvalidPathError
+
+        try:
+            return client.list_with_delimiter(key or None)
+        except InvalidPathError:
+            start = f"{key}/" if key else ""
+            metas = list(open_exactly(self.scheme, bucket).list_after(start, None))
+            below = {
+                meta["path"][len(start) :].partition("/")[0] for meta in metas if "/" in meta["path"][len(start) :]
+            }
+            objects = [meta for meta in metas if "/" not in meta["path"][len(start) :]]
+            return {"objects": objects, "common_prefixes": sorted(start + name for name in below)}
+
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         client, key = self._at(path)
+        bucket = self._strip_protocol(path).partition("/")[0]
         with telling(path):
             if key:
                 try:
                     return _info(self._strip_protocol(path), client.head(key))
                 except FileNotFoundError:
                     pass
-            found = client.list_with_delimiter(key or None)
+            found = self._folder(open_bucket(self.scheme, bucket), bucket, key) if not is_odd(key) else EMPTY
         if key and not found["objects"] and not found["common_prefixes"]:
             raise FileNotFoundError(2, "there is no such object", path)
         return {"name": self._strip_protocol(path), "size": 0, "type": "directory"}
@@ -126,15 +164,14 @@ class Objects(AbstractFileSystem):  # type: ignore[misc]
         key of the customer's, and in some stores always, they are not."""
         if not MD5.match(etag):
             return False
-        client, key = self._at(path)
         bucket = f"{self.scheme}://{self._strip_protocol(path).partition('/')[0]}"
         with _lock:
             if bucket not in _digests:
-                some: list[Any] = next(iter(client.list(chunk_size=PROBED)), [])
+                some = itertools.islice(self.walk_objects(bucket), PROBED)
                 _digests[bucket] = any(
-                    _is_digest(client.get(meta["path"]).bytes().to_bytes(), _info("", meta)["etag"])
-                    for meta in some
-                    if meta["path"] != key and meta["size"] <= PROBED_BYTES
+                    _is_digest(self._at(name)[0].get(self._at(name)[1]).bytes().to_bytes(), info["etag"])
+                    for name, info in some
+                    if name != self._strip_protocol(path) and info["size"] <= PROBED_BYTES and not name.endswith("/")
                 )
             return _digests[bucket]
 

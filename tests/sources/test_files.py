@@ -209,4 +209,4 @@ def test_zero_byte_objects_that_stand_for_folders_are_no_entries(monkeypatch: py
 
     monkeypatch.setattr("sif_batch.sources.files.open_filesystem", lambda url: (Bucket(), "/bucket"))
     paths, sizes, versions, ignored = listed(Source(name="s", url="memory://bucket"))
-    assert (paths, sizes, versions, ignored) == (["a/1.jpg", "a/empty.jpg"], [3, 0], ["a/1.jpg", "a/empty.jpg"], 0)
+    assert (paths, sizes, versions, ignored) == (["a/1.jpg", "a/empty.jpg"], [3, 0], ["a/1.jpg", "a/empty.jpg"], 2)

@@ -26,7 +26,7 @@ BASE = ("faiss", "fsspec", "numpy", "onnxruntime", "pi_heif", "PIL", "pyarrow", 
 ALONE = {
     **dict.fromkeys(BASE, ("*",)),
     **dict.fromkeys(HEAVY, ("model_export.*", "encoders.torch_runtime", "encoders.onnx_to_torch")),
-    **dict.fromkeys(("obstore", "botocore"), ("storage.bucket_*",)),
+    **dict.fromkeys(("obstore", "botocore", "requests"), ("storage.bucket_*",)),
     **dict.fromkeys(("grpc", "apache_beam"), ("pipelines.*",)),
     **dict.fromkeys(("pydicom", "tifffile", "imagecodecs"), ("images.*",)),
     **dict.fromkeys(("streamlit", "starlette", "uvicorn"), ("jobs.page.*",)),
