@@ -122,7 +122,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from sif_batch.machine.devices import usable_cores
-from sif_batch.embedding.shard import load_encoder
+from sif_batch.embedding.child_cache import load_encoder
 encoder = load_encoder(sys.argv[1], json.loads((Path(sys.argv[1]) / "root.json").read_text())["encoder"], "cpu")
 files = [path.read_bytes() for path in sorted(Path(sys.argv[2]).iterdir())[:256]]
 def speed(work, items, images):

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality --images DIR [--contenders ...] [--json]
 
-Leave-one-out: every image asks, relevant are the others of its folder. The same judge (sif_batch.evaluation) ranks the
+Leave-one-out: every image asks, relevant are the others of its folder. The same judge (evaluation.metrics) ranks the
 peers' vectors by exact cosine; a release of ours is judged by its own answers. Seconds: from files to an index that can
 be asked, the network being loaded; bytes: what an image takes in the index, queries included. The peers run in an
 environment of their own (build/peers/quality), made at the first run.

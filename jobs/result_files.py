@@ -1,4 +1,4 @@
-"""Results: one table, whole under its name, made of work that lies beside it until then."""
+"""Files of results, whole under their names: pages, and tables made of work that lies beside them until then."""
 
 import contextlib
 import os

@@ -101,9 +101,9 @@ def run_night(halves: tuple[str, ...], places: tuple[str, ...], as_json: bool, o
     if "DirectRunner" in " ".join(beam):
         reporter.say("DirectRunner is run as FnApiRunner")
     if dry_run:
-        from sif_batch.jobs.nightly.dry_run import preflight
+        from sif_batch.jobs.nightly.dry_run import dry_run as foretell
 
-        foretold = preflight(settings, reporter)
+        foretold = foretell(settings, reporter)
         print_json(foretold) if as_json else show_forecast(stdout(), foretold)
         sys.exit(1 if foretold["problems"] else 0)
     result = work(settings, reporter, halves)

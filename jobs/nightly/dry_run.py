@@ -1,4 +1,4 @@
-"""Preflight, `run --dry-run`: what a run would do and take, before it does. ROOT is only read."""
+"""The dry run, `run --dry-run`: what a run would do and take, before it does. ROOT is only read."""
 
 import time
 from typing import Any
@@ -26,7 +26,7 @@ from sif_batch.sources.files import expand_exclusions
 from sif_batch.storage.store import Store
 
 
-def preflight(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
+def dry_run(settings: RunSettings, reporter: Reporter) -> dict[str, Any]:
     """List, plan, time a sample, and foretell. Raises SifBatchError for what would stop the run before it embeds."""
     settings = settings.model_copy(update={"beam": tuple(check_options(settings.beam))})
     if not in_this_process(settings.beam):

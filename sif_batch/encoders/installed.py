@@ -3,7 +3,7 @@
 import json
 
 from sif_batch.digests import digest
-from sif_batch.encoders.networks import BUILT_IN
+from sif_batch.encoders.networks import BUILT_IN, nearest
 from sif_batch.encoders.spec import EncoderSpec
 from sif_batch.errors import SifBatchError
 from sif_batch.storage.store import Store
@@ -11,8 +11,6 @@ from sif_batch.storage.store import Store
 
 def built_in_spec(name: str) -> EncoderSpec:
     """The specification of an encoder that the package carries. Raises SifBatchError with the nearest names."""
-    from sif_batch.encoders.networks import nearest
-
     if name not in BUILT_IN:
         raise SifBatchError(
             f"unknown encoder {name!r}", remedy=f"the nearest that there are: {', '.join(nearest(name))}"

@@ -3,6 +3,10 @@
 import difflib
 from pathlib import Path
 
+HERE = Path(__file__).parent
+DEFAULT = "efficientnet_lite0"
+BUILT_IN = {DEFAULT: HERE / DEFAULT}
+
 # torchvision's classification networks and the dimension of their features by `features`; a test builds each.
 TORCHVISION = {
     "alexnet": 4096,
@@ -35,8 +39,3 @@ KINDS = f"a name that `sif-batch encoders` lists, {TIMM}NAME or a file.onnx"
 def nearest(name: str) -> list[str]:
     """The known names most like `name`, the most alike first; the built-in ones where none is."""
     return difflib.get_close_matches(name.lower(), [*BUILT_IN, *TORCHVISION], n=3, cutoff=0.4) or list(BUILT_IN)
-
-
-HERE = Path(__file__).parent
-DEFAULT = "efficientnet_lite0"
-BUILT_IN = {DEFAULT: HERE / DEFAULT}

@@ -1,4 +1,4 @@
-"""Codes: the rows of one part under one quantizer, and its nearest rows to the held-out queries."""
+"""The file of codes: the rows of one part under one quantizer, and its nearest rows to the held-out queries."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The quantizer: sampled, trained, loaded. What it is made of lies in transform, shapes and codebooks."""
+"""The quantizer: its record and arrays, read from ROOT or a release, and what vectors are under it."""
 
 import functools
 import io

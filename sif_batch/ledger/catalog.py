@@ -14,7 +14,7 @@ CATALOG_SCHEMA = pa.schema(
     [
         ("part", pa.int32()),
         ("row", pa.uint16()),
-        ("entry", pa.binary(16)),  # `matching.entry_digests`
+        ("entry", pa.binary(16)),  # `entry_digests.entry_digests`
         *(PART_SCHEMA.field(name) for name in LIGHT),
     ]
 )

@@ -1,4 +1,4 @@
-"""What a ROOT holds that nothing needs any more. Planned purely from what stands; removed whole."""
+"""What a ROOT holds that nothing needs any more. Planned purely from what stands."""
 
 import itertools
 from collections.abc import Sequence

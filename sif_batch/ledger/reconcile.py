@@ -1,4 +1,4 @@
-"""What follows from listing and catalog: the rows that stand, the work to do, and the rows that live."""
+"""Reconciles the listing with the catalog: which rows stand, and which stale ones stand in for them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

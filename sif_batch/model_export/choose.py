@@ -17,10 +17,10 @@ from sif_batch.storage.store import Store
 
 EXPORT_STALL_S = 1800
 TORCH_REMEDY = "install 'sif-batch[torch]', once: the encoder then stays in ROOT and needs no torch"
-EXPORTERS = {  # by source: the module and function that make model.onnx, and the package each stands on
-    "torchvision": ("sif_batch.model_export.from_torchvision", "export_torchvision"),
-    "timm": ("sif_batch.model_export.from_timm", "export_timm"),
-    "onnx": ("sif_batch.model_export.from_onnx", "wrap_onnx"),
+EXPORTERS = {  # by source: what makes model.onnx
+    "torchvision": "sif_batch.model_export.from_torchvision:export_torchvision",
+    "timm": "sif_batch.model_export.from_timm:export_timm",
+    "onnx": "sif_batch.model_export.from_onnx:wrap_onnx",
 }
 STOCK = {DEFAULT: {"fit": "crop", "input_size": 224, "resize_to": 256, "resample": "bicubic"}}  # as trained
 OUTSIDE_GRAPH = {"fit", "resize_to", "resample", "decoding", "views"}  # what changes no byte of model.onnx
@@ -138,7 +138,7 @@ def export(report: Callable[[Any], None], source: str, **arguments: Any) -> Enco
     """Runs in the child: the exporter of this source, or what it would need."""
     import importlib
 
-    module, function = EXPORTERS[source]
+    module, function = EXPORTERS[source].split(":")
     try:
         work = getattr(importlib.import_module(module), function)
     except ImportError as error:

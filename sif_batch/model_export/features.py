@@ -1,6 +1,6 @@
 """The features of a torchvision network: what its last layer sees, by a rule for each family.
 
-Imports torch, so only `export` imports this, in a child process.
+Imports torch, so only exporters import this, in a child process.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""From torch to ONNX, once. Runs in a child process: torch and faiss in one process can clash over OpenMP."""
+"""A network of torchvision, to ONNX. Runs in a child process: torch and faiss in one process can clash over OpenMP."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """Weights: a state dict from a file, a URL or torch's own cache, never running a pickle's code.
 
-Imports torch, so only `export` imports this, in a child process.
+Imports torch, so only exporters import this, in a child process.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""The release: assembled from the live rows' codes, sealed by a digest of all that it is, published, verified."""
+"""The manifest of a release, release.json: the digest of its inputs, sealing, reading, and finding damage."""
 
 import hashlib
 import json

@@ -27,7 +27,7 @@ def read_images(store: Store, release: str) -> pa.Table:
 def released_rows(
     images: pa.Table, gone: np.ndarray, whole: Catalog, after: Catalog, manifest: dict[str, Any]
 ) -> pa.Table:
-    """The rows of a release but those that are gone, (n,) bool, as `standing.live_rows` gives them, in their order.
+    """The rows of a release but those that are gone, (n,) bool, as `live.live_rows` gives them, in their order.
 
     images, manifest: of the release; whole: a catalog with all its rows; after: the one to assemble from. Fields are
     those of the parts if by them its inputs are what the manifest says: if not, they came from elsewhere too, and are

@@ -196,8 +196,10 @@ def test_a_wrong_request_is_one_line_before_torch(
 
 def test_a_missing_torch_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # what import finds where it is not installed
-    for module in ("export", "features", "weights", "torchvision_weights"):
-        monkeypatch.delitem(sys.modules, f"sif_batch.encoders.{module}", raising=False)
+    for name in [name for name in sys.modules if name.startswith("sif_batch.model_export.")]:
+        if hasattr(sys.modules[name], "torch"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "sif_batch.model_export.from_torchvision", raising=False)
     with pytest.raises(SifBatchError, match="resnet18 needs torch") as raised:
         export(print, "torchvision", asked={"encoder": "resnet18"}, stated={}, folder="")
     assert "sif-batch[torch]" in raised.value.remedy

@@ -9,6 +9,7 @@ import graphlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -100,6 +101,22 @@ def test_what_a_string_names_is_there(name: str) -> None:
         assert function in {node.name for node in TREES[module].body if isinstance(node, ast.FunctionDef)}, name
 
 
+def test_what_tests_and_benchmarks_name_in_strings_is_there() -> None:
+    """`module`, `module:function`, and `module.name` for monkeypatch."""
+    folders = [REPOSITORY / "tests", REPOSITORY / "benchmarks", REPOSITORY / "scripts"]
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for folder in folders for file in folder.rglob("*.py")}
+    wrong = []
+    for file, tree in trees.items():
+        for name in named_in(tree):
+            module = module_in(name.split(":")[0])
+            rest = name.removeprefix(str(module)).strip(".:")
+            if not module or (
+                rest and not re.search(rf"\b{rest.split('.')[0]}\b", FILES[module].read_text(encoding="utf-8"))
+            ):
+                wrong.append(f"{file.name}: {name}")
+    assert not wrong
+
+
 def libraries(name: str) -> set[str]:
     """What a module imports beside ourselves and the standard library."""
     return {used.split(".")[0] for used in imports(TREES[name])} - {"sif_batch"} - set(sys.stdlib_module_names)
@@ -149,7 +166,14 @@ def test_the_command_line_loads_neither_torch_nor_beam_until_it_needs_them() -> 
 
 
 def test_the_child_loads_no_beam() -> None:
-    children = ("machine.child", "embedding.shard", "index.codes")
+    children = (
+        "machine.child",
+        "embedding.shard",
+        "index.quantize_part",
+        "query.bulk",
+        "query.duplicates",
+        "gate.int8",
+    )
     assert not {"torch", "apache_beam"} & loaded_by("\n".join(f"import sif_batch.{name}" for name in children))
 
 
