@@ -108,8 +108,8 @@ def embed_watched(child: Child, store: Store, plan: str, **seconds: float) -> tu
 
 
 @contextlib.contextmanager
-def when_opened(fifo: Path, act: Callable[[], None], then: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Each time a process has opened this FIFO to read: `act`, after which it must end, and `then` when it has."""
+def when_opened(fifo: Path, act: Callable[[], None]) -> Iterator[None]:
+    """Each time a process has opened this FIFO to read: `act`, after which it must end."""
     stop = threading.Event()
 
     def watch() -> None:
@@ -123,7 +123,6 @@ def when_opened(fifo: Path, act: Callable[[], None], then: Callable[[], None] = 
             gone = select.poll()
             gone.register(descriptor, 0)
             gone.poll(900_000)
-            then()
             os.close(descriptor)
 
     thread = threading.Thread(target=watch)
@@ -272,13 +271,17 @@ def test_an_image_that_always_ends_the_child_is_one_row(
 
 
 class Clock:
-    """`time` for the parent. While an image hangs, each look at it is minutes later."""
+    """`time` for the parent. While an image hangs in a child, each look at it is minutes later; for no other child."""
 
-    hanging = False
-    ahead_s = 0.0
+    def __init__(self, child: Child) -> None:
+        self.child, self.ahead_s = child, 0.0
+        self.hung: list[int | None] = []  # the children in which it did
+
+    def hang(self) -> None:
+        self.hung.append(self.child.pid)
 
     def monotonic(self) -> float:
-        if self.hanging:
+        if self.hung and self.hung[-1] == self.child.pid:
             self.ahead_s += 1000
         return time.monotonic() + self.ahead_s
 
@@ -286,52 +289,40 @@ class Clock:
 def test_an_image_that_hangs_is_one_row(
     tmp_path: Path, photos: Callable[[int], Path], child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock()
+    clock = Clock(child)
     monkeypatch.setattr("sif_batch.machine.child.time", clock)
     source = photos(3)
     store, plan = make_root(tmp_path / "root", str(source))
     photo = sorted(source.rglob("*.jpg"))[1]
     replace_by_fifo(photo)
-    hung: list[int | None] = []
-
-    def hang() -> None:
-        hung.append(child.pid)
-        clock.hanging = True
-
-    with when_opened(photo, hang, lambda: setattr(clock, "hanging", False)):
+    with when_opened(photo, clock.hang):
         stats, progress = embed_watched(child, store, plan, stall_s=200)
     rows = part_rows(store, plan)
     lost = rows.pop(str(photo.relative_to(source)))
     assert (lost["error_kind"], lost["error"]) == ("timeout", "the worker process reported nothing for 200 s")
     assert [row["error_kind"] for row in rows.values()] == [None, None]
     assert ((stats.images, stats.failed), progress) == ((3, 1), [3, 1])
-    assert len(set(hung)) == len(hung) == SHARD_TRIES + STRIKES
+    assert len(set(clock.hung)) == len(clock.hung) == SHARD_TRIES + STRIKES
 
 
 def test_an_image_beyond_its_time_ends_the_child_once_and_is_one_row(
     tmp_path: Path, photos: Callable[[int], Path], child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock()
+    clock = Clock(child)
     monkeypatch.setattr("sif_batch.machine.child.time", clock)
     monkeypatch.setattr("sif_batch.embedding.supervision.time", clock)
     source = photos(3)
     store, plan = make_root(tmp_path / "root", str(source))
     photo = sorted(source.rglob("*.jpg"))[1]
     replace_by_fifo(photo)
-    hung: list[int | None] = []
-
-    def hang() -> None:
-        hung.append(child.pid)
-        clock.hanging = True
-
-    with when_opened(photo, hang, lambda: setattr(clock, "hanging", False)):
+    with when_opened(photo, clock.hang):
         stats, progress = embed_watched(child, store, plan, stall_s=1e9, image_timeout_s=500)
     rows = part_rows(store, plan)
     lost = rows.pop(str(photo.relative_to(source)))
     assert (lost["error_kind"], lost["error"]) == ("timeout", "reading and decoding it took more than 500 s")
     assert [row["error_kind"] for row in rows.values()] == [None, None]
     assert ((stats.images, stats.failed), progress) == ((3, 1), [3, 1])
-    assert len(hung) == 1
+    assert len(clock.hung) == 1
 
 
 def test_a_child_that_dies_without_an_image_in_work_stops_the_run(
