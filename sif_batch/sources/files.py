@@ -273,7 +273,7 @@ def are_entries(source: Source, paths: pa.Array) -> np.ndarray:
     if pc.any(hidden).as_py():
         hidden = pc.match_substring_regex(paths, HIDDEN.pattern)
     hidden = pc.or_(hidden, pc.or_(pc.ends_with(paths, "/"), pc.equal(paths, "")))  # objects that stand for folders
-    extension = pc.struct_field(pc.extract_regex(pc.utf8_lower(paths), r"(?P<extension>\.[^./]*)$"), 0)
+    extension = pc.struct_field(pc.extract_regex(pc.utf8_lower(paths), r"[^./][^/]*(?P<extension>\.[^./]*)$"), 0)
     named = pa.array(sorted(registered_extensions()), pa.string())
     image = pc.or_(extension.is_null(), pc.is_in(extension, named)).to_numpy(zero_copy_only=False)
     held = are_containers(paths)
