@@ -2,8 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +15,7 @@ from sif_batch.ledger.catalog import CATALOG_SCHEMA, CONTAINER_SCHEMA, Catalog, 
 from sif_batch.ledger.entry_digests import entry_digests
 from sif_batch.ledger.parts import container_spans, part_path, read_light, replaces
 from sif_batch.ledger.tombstones import read_erased
+from sif_batch.machine.read_ahead import ahead
 from sif_batch.storage.store import Store
 from sif_batch.storage.table_file import TableFile
 
@@ -74,20 +74,16 @@ def _write_anew(store: Store, encoder_id: str, names: Sequence[str], cached: Cat
         columns = [*own, entry_digests(table), *table.columns]
         return pa.table(columns, schema=CATALOG_SCHEMA)
 
-    with CacheWriter(sink) as writer, ThreadPoolExecutor(READERS) as pool:
-        new = _ahead(pool, read, [name for name in names if name not in known])
+    unknown = [name for name in names if name not in known]
+    with CacheWriter(sink) as writer:
+        tables = ahead(lambda place: read(unknown[place]), range(len(unknown)), READERS, READ_AHEAD)
+        new = (table for _, table in tables if len(table))
         old = _renumbered(cached, number) if cached is not None else iter(())
         for table in _merged(old, new):
             writer.write(table)
         spans = {name: about[name][1] for name in names if about[name][1]}
         taken = {name: about[name][2] for name in names if about[name][2]}
         writer.describe(names, [about[name][0] for name in names], spans, taken)
-
-
-def _ahead(pool: ThreadPoolExecutor, read: Callable[[str], pa.Table], names: Sequence[str]) -> Iterator[pa.Table]:
-    """What these parts hold, in order, a few read ahead."""
-    for start in range(0, len(names), READ_AHEAD):
-        yield from (table for table in pool.map(read, names[start : start + READ_AHEAD]) if len(table))
 
 
 def _renumbered(cached: Catalog, number: dict[str, int]) -> Iterator[pa.Table]:

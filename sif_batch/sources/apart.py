@@ -3,7 +3,6 @@
 import fnmatch
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,7 +10,7 @@ import pyarrow.compute as pc
 from sif_batch.config import Source
 from sif_batch.errors import SifBatchError
 from sif_batch.sources.files import base_of, open_source
-from sif_batch.sources.names import local_of
+from sif_batch.sources.names import path_in
 from sif_batch.storage.root import RECORD, is_root
 from sif_batch.storage.store import Store
 from sif_batch.storage.urls import is_local, open_filesystem, same_place
@@ -66,11 +65,7 @@ def leave_roots_out(
     before = len(found)
     for folder in sorted(set(folders)):
         fs, base = open_source(source)
-        if is_root(fs, _place(fs, f"{base}/{folder}")):
+        if is_root(fs, path_in(fs, f"{base}/{folder}")):
             say(f"{source.url}: {folder} is a ROOT, a folder that sif-batch wrote, and left out")
             found = found.filter(pc.invert(pc.starts_with(found["path"], f"{folder}/")))
     return found, before - len(found)
-
-
-def _place(fs: Any, path: str) -> str:
-    return local_of(path) if is_local(fs) else path

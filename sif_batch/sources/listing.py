@@ -52,10 +52,11 @@ class Listing:
         with store.scratch("listings") as folder:
             with open(made := folder / "listing.parquet", "wb") as file:
                 self.write(file)
-            suffix = f"-{sha256_of(made)[:12]}.parquet"
+            sha256 = sha256_of(made)
+            suffix = f"-{sha256[:12]}.parquet"
             newest = next(iter(listing_names(store)), "")
             if newest.endswith(suffix):
-                if sha256_of(store.fetch(newest, folder)) != sha256_of(made):  # damaged since
+                if sha256_of(store.fetch(newest, folder)) != sha256:  # damaged since
                     store.publish(newest, made, replace=True)
                 return newest
             while newest.startswith(stamp := f"listings/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"):

@@ -5,6 +5,9 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sif_batch.storage.urls import is_local
 
 ESCAPED = re.compile(r"%([89A-F][0-9A-F])")
 COLONS = "%3A%3A"  # `::` in a name, since it stands before a member
@@ -55,6 +58,11 @@ def keys_by(name: str) -> list[str]:
 def key_of(source: str, path: str) -> str:
     """The identity of an entry: source name / path in it, in NFC, a literal `::` escaped."""
     return unicodedata.normalize("NFC", f"{source}/{path}").replace("::", COLONS)
+
+
+def path_in(fs: Any, path: str) -> str:
+    """A recorded path as its filesystem has it: on a disk as `local_of` finds it, in a bucket as it is."""
+    return local_of(path) if is_local(fs) else path
 
 
 def member_key(source: str, path: str, member: str) -> str:

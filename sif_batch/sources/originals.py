@@ -12,9 +12,9 @@ from sif_batch.failures import ImageError, telling_io
 from sif_batch.images.decode import MAX_BYTES
 from sif_batch.images.thumbnails import thumbnail
 from sif_batch.sources.archives import OpenArchive
-from sif_batch.sources.names import local_of
+from sif_batch.sources.names import local_of, path_in
 from sif_batch.sources.parquet import read_table
-from sif_batch.storage.urls import is_local, open_filesystem
+from sif_batch.storage.urls import open_filesystem
 
 MEMBER = ("tar://", "zip://")  # of an image in an archive: tar://member::archive
 ROW = re.compile(r"(.*\.parquet)#row=(\d+)", re.IGNORECASE | re.DOTALL)  # of one in Parquet
@@ -55,7 +55,7 @@ def split_member(uri: str) -> tuple[str, str]:
 
 def _filesystem(uri: str) -> tuple[Any, str]:
     fs, path = open_filesystem(uri)
-    return fs, local_of(path) if is_local(fs) else path
+    return fs, path_in(fs, path)
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,9 +13,8 @@ from sif_batch.images.decode import MAX_BYTES
 from sif_batch.sources.containers import Member, Piece, Pieces, are_containers
 from sif_batch.sources.fields import json_values
 from sif_batch.sources.files import open_source
-from sif_batch.sources.names import local_of
+from sif_batch.sources.names import path_in
 from sif_batch.sources.parquet_pages import rows_within
-from sif_batch.storage.urls import is_local
 
 BUFFER_BYTES = 2**20  # read at once of a column: pages are in memory, a row group never whole
 MAX_FIELD_BYTES = 2**20  # of what is kept of a row, as of a sidecar in an archive
@@ -128,7 +127,7 @@ def check_table(source: Source, paths: pa.ChunkedArray) -> None:
     first = tables[0].as_py()
     fs, base = open_source(source)
     try:
-        with fs.open(local_of(f"{base}/{first}") if is_local(fs) else f"{base}/{first}", "rb") as file:
+        with fs.open(path_in(fs, f"{base}/{first}"), "rb") as file:
             schema = pq.ParquetFile(file).schema_arrow
     except (pa.ArrowException, OSError, UnicodeDecodeError):
         return  # its row will say so

@@ -6,13 +6,14 @@ from typing import Any
 
 from sif_batch.config import LAYOUT, RootRecord
 from sif_batch.errors import SifBatchError
+from sif_batch.storage import lease
 from sif_batch.storage.store import Store
 from sif_batch.storage.temporary_files import TEMPORARY
 
-RECORD, LEASE = "root.json", "lease.json"
+RECORD = "root.json"
 # All that a run makes at the top of ROOT, in docs/formats.md; the lease before anything else.
 OF_INDEX = ("quantizers", "codes", "releases", "history", "LATEST")
-MADE = frozenset([RECORD, LEASE, "listings", "plans", "parts", "catalog", "erased", "encoders", "runs", *OF_INDEX])
+MADE = frozenset([RECORD, lease.NAME, "listings", "plans", "parts", "catalog", "erased", "encoders", "runs", *OF_INDEX])
 BY_SYSTEM = frozenset(["lost+found"])  # at the top of a new disk
 RECORD_BYTES = 2**24  # no root.json is larger
 
@@ -20,7 +21,7 @@ RECORD_BYTES = 2**24  # no root.json is larger
 def read_record(store: Store) -> RootRecord | None:
     """root.json, None where ROOT is new. Another layout and a damaged record raise SifBatchError."""
     try:
-        data = json.loads(store.read("root.json"))
+        data = json.loads(store.read(RECORD))
         layout = int(data["layout"])
         if layout == LAYOUT:
             return RootRecord.model_validate(data)
@@ -29,9 +30,7 @@ def read_record(store: Store) -> RootRecord | None:
     except NotADirectoryError as error:
         raise SifBatchError(f"{store.url}: {error.strerror}", remedy="give a ROOT that is a folder") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise SifBatchError(
-            f"{store.path('root.json')} is damaged ({error})", remedy="restore it from a backup"
-        ) from error
+        raise SifBatchError(f"{store.path(RECORD)} is damaged ({error})", remedy="restore it from a backup") from error
     remedy = "upgrade sif-batch" if layout > LAYOUT else "no version wrote that: restore root.json from a backup"
     raise SifBatchError(
         f"{store.url} has layout {layout}, this version knows {LAYOUT}", remedy=f"{remedy}; nothing was changed"
@@ -51,7 +50,7 @@ def check_new(store: Store, remedy: str) -> None:
     """Refuse a folder as a new ROOT that holds anything else than an interrupted first run leaves."""
     names = _names(store) - BY_SYSTEM
     made = names & MADE
-    others = sorted(names - made) or sorted(made if LEASE not in made else ())
+    others = sorted(names - made) or sorted(made if lease.NAME not in made else ())
     if others:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise SifBatchError(f"{store.url} is not a ROOT and not empty: it holds {others[0]}{more}", remedy=remedy)
